@@ -1,0 +1,1 @@
+"""Suites, sealing, identity, transcript, randomness. Pure computation: no sockets, no database."""

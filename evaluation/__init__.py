@@ -1,0 +1,1 @@
+"""Demo, benchmarks, accuracy studies and the threat-model evaluation."""

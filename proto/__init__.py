@@ -1,0 +1,1 @@
+"""Wire format, version 1, and the code generated from it."""

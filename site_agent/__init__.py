@@ -1,0 +1,1 @@
+"""One hospital's daemon: trains, accounts for privacy, encrypts, verifies."""

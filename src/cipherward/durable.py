@@ -1,0 +1,99 @@
+"""Files that are either the old content or the new, also after a power cut; secret ones are never readable
+by others, not even for an instant."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cipherward.errors import EnvironmentProblem
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextmanager
+def explained(what: str, path: Path | str) -> Iterator[None]:
+    """Turn an OSError into an EnvironmentProblem that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise EnvironmentProblem(
+                f"cannot {what} {path}",
+                why="the disk is full",
+                fix="Free space and start again; nothing acknowledged is lost",
+            ) from error
+        fix = {
+            errno.ENOENT: "Check the path",
+            errno.EACCES: "Check the owner and mode of the file and its folder",
+            errno.EROFS: "Choose a folder on a writable file system",
+        }.get(error.errno or 0, "")
+        reason = (os.strerror(error.errno) if error.errno else str(error)).lower()
+        raise EnvironmentProblem(f"cannot {what} {path}", why=reason, fix=fix) from error
+
+
+def fsync_directory(path: Path) -> None:
+    """Make a rename or unlink in ``path`` durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_file(path: Path, content: bytes, *, mode: int = 0o644, replace: bool = True) -> None:
+    """Write by temp file, fsync, rename (or link, if it must not replace), directory fsync.
+
+    Raises EnvironmentProblem; ``path`` then has its old content, or does not exist.
+    """
+    with explained("write", path):
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                os.fchmod(file.fileno(), mode)  # whatever the umask
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if replace:
+                temporary.replace(path)
+            else:
+                os.link(temporary, path)
+                temporary.unlink()
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        fsync_directory(path.parent)
+
+
+def write_secret(path: Path, content: bytes, *, replace: bool = False) -> None:
+    """As ``write_file``, readable by the owner only. By default an existing secret is never overwritten."""
+    write_file(path, content, mode=0o600, replace=replace)
+
+
+def read_file(path: Path, *, limit: int = 64 * 2**20) -> bytes:
+    """The content; raises EnvironmentProblem if it is missing, unreadable or larger than ``limit`` bytes."""
+    with explained("read", path), path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise EnvironmentProblem(
+            f"cannot read {path}", why=f"it is larger than {limit} bytes", fix="Check the path"
+        )
+    return content
+
+
+def read_secret(path: Path) -> bytes:
+    """As ``read_file``; refuses a file that others may read."""
+    with explained("read", path):
+        mode = path.stat().st_mode & 0o777
+    if mode & 0o077:
+        raise EnvironmentProblem(
+            f"will not use the secret file {path}",
+            why=f"its mode {mode:04o} lets others read it",
+            fix=f"Run: chmod 600 {path}",
+        )
+    return read_file(path)

@@ -1,0 +1,131 @@
+"""One tree of errors. Each has a stable code, and says what happened, why, and what to do, in one line.
+
+CipherwardError
+├── UsageError           a command, file or option is wrong            exit 2
+├── EnvironmentProblem   disk full, port in use, missing file          exit 3
+├── VerificationError    a signature, digest, certificate or proof fails
+│   ├── FormatError      bytes that do not have the agreed structure
+│   └── IdentityError    who sent this is not who it must be
+├── PolicyError          the hospital's own policy refuses
+│   └── BudgetError      the privacy budget is spent
+├── ProtocolError        a message that the round's state does not allow
+│   └── ConflictError    same id, different content
+├── LimitError           a size, rate or count limit is exceeded
+└── UnavailableError     a peer or worker cannot be reached; retry later
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class CipherwardError(Exception):
+    """Base of all errors that users see.
+
+    ``code`` is stable across releases (scripts may match it); ``what``, ``why`` and ``fix`` are for people.
+    """
+
+    code: ClassVar[str] = "CW-000"
+    exit_status: ClassVar[int] = 1
+
+    def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
+        super().__init__(what, why, fix)
+        self.what, self.why, self.fix = what, why, fix
+
+    def __str__(self) -> str:
+        parts = [f"{self.code} {self.what.rstrip('.')}"]
+        if self.why:
+            parts.append(f"because {self.why.rstrip('.')}")
+        line = ", ".join(parts)
+        return f"{line}. {self.fix.rstrip('.')}." if self.fix else f"{line}."
+
+
+class UsageError(CipherwardError):
+    """A command, option or configuration file is wrong."""
+
+    code = "CW-100"
+    exit_status = 2
+
+
+class EnvironmentProblem(CipherwardError):
+    """The machine does not allow it: disk full, port in use, file missing or unreadable."""
+
+    code = "CW-200"
+    exit_status = 3
+
+
+class VerificationError(CipherwardError):
+    """A signature, digest, proof or certificate does not hold. Nothing of the message may be used."""
+
+    code = "CW-300"
+
+
+class FormatError(VerificationError):
+    """Bytes that do not have the agreed structure; raised before any native parser sees them."""
+
+    code = "CW-310"
+
+
+class IdentityError(VerificationError):
+    """The sender is unknown, expired, revoked, or not the one this message must come from."""
+
+    code = "CW-320"
+
+
+class PolicyError(CipherwardError):
+    """The hospital's own policy does not allow what the study asks."""
+
+    code = "CW-400"
+
+
+class BudgetError(PolicyError):
+    """The privacy budget of a data set does not cover what the study asks."""
+
+    code = "CW-410"
+
+
+class ProtocolError(CipherwardError):
+    """A message that the state of the study or round does not allow."""
+
+    code = "CW-500"
+
+
+class ConflictError(ProtocolError):
+    """The same id came with different content: a forbidden mutation."""
+
+    code = "CW-510"
+
+
+class LimitError(CipherwardError):
+    """A limit on size, rate or count is exceeded; the message names the limit."""
+
+    code = "CW-600"
+
+
+class UnavailableError(CipherwardError):
+    """A peer, the coordinator or a worker process cannot be reached now. Retrying later is right."""
+
+    code = "CW-700"
+
+
+@dataclass(frozen=True, slots=True)
+class WireError:
+    """An error as it travels: the code and the parts of the message, rebuilt at the other side."""
+
+    code: str
+    what: str
+    why: str
+    fix: str
+
+
+def _tree(root: type[CipherwardError]) -> dict[str, type[CipherwardError]]:
+    found = {root.code: root}
+    for child in root.__subclasses__():
+        found |= _tree(child)
+    return found
+
+
+def from_wire(error: WireError) -> CipherwardError:
+    """The error with that code, or the base class for a code that this version does not know."""
+    return _tree(CipherwardError).get(error.code, CipherwardError)(error.what, why=error.why, fix=error.fix)
