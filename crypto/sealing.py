@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from cipherward.crypto.labels import Label, framed
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -21,6 +20,7 @@ from cryptography.hazmat.primitives.hpke import (
     Suite,
 )
 
+from cipherward.crypto.labels import Label, framed
 from cipherward.errors import FormatError, VerificationError
 
 PUBLIC_BYTES = 1184 + 32
@@ -52,7 +52,7 @@ def seal(public: bytes, plaintext: bytes, label: Label, *context: bytes) -> byte
 class SealingKey:
     """An HPKE private key (long-term, or of one round). No repr of its content, no pickle.
 
-    The library has no serialiser for the pair, so the file holds the ML-KEM seed (64 B) and X25519 key (32 B).
+    The library has no serialiser for the pair: a file holds the ML-KEM seed (64 B) and X25519 key (32 B).
     """
 
     __slots__ = ("_mlkem", "_pair", "_x25519")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import NoReturn, TypeVar
 
-from cipherward.crypto.labels import Label, digest, framed
-from cipherward.proto.v1.common_pb2 import Signed
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from google.protobuf.message import DecodeError, Message
 
+from cipherward.crypto.labels import Label, digest, framed
 from cipherward.errors import FormatError, VerificationError
 from cipherward.ids import Digest
+from cipherward.proto.v1.common_pb2 import Signed
 
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
@@ -91,7 +91,7 @@ def parse(payload: bytes, message_type: type[M], what: str) -> M:
         raise FormatError(f"a {what} cannot be read", why="its bytes are not in the agreed format") from error
     # Unknown fields survive in a reserialisation; discarding them shortens it.
     before = message.ByteSize()
-    message.DiscardUnknownFields()  # type: ignore[attr-defined]
+    message.DiscardUnknownFields()
     if message.ByteSize() != before:
         raise FormatError(
             f"a {what} has fields unknown to this version",
