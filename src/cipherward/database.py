@@ -1,4 +1,4 @@
-"""Opening a database the one way both daemons do it: durable, with foreign keys, migrated to the newest schema."""
+"""Opening a database the one way both daemons do it: durable, with foreign keys, at the newest schema."""
 
 from __future__ import annotations
 

@@ -1,0 +1,49 @@
+"""Merkle trees: known answers, and proofs that hold for exactly one leaf at one place."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cipherward.crypto import merkle
+from cipherward.errors import VerificationError
+
+VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "merkle_rfc9162.json").read_text())
+
+
+@pytest.mark.parametrize("size", range(9))
+def test_known_roots(size: int) -> None:
+    leaves = [merkle.leaf_hash(bytes.fromhex(entry)) for entry in VECTORS["leaves"][:size]]
+    assert merkle.root(leaves).hex() == VECTORS["roots"][str(size)]
+
+
+def recursive_root(leaves: list[bytes]) -> bytes:
+    """RFC 9162, section 2.1.1, as written there."""
+    if len(leaves) == 1:
+        return leaves[0]
+    k = 1
+    while k * 2 < len(leaves):
+        k *= 2
+    return hashlib.sha256(b"\x01" + recursive_root(leaves[:k]) + recursive_root(leaves[k:])).digest()
+
+
+@given(st.integers(1, 70), st.data())
+def test_proofs_hold_for_their_leaf_only(count: int, data: st.DataObject) -> None:
+    leaves = [merkle.leaf_hash(bytes([i])) for i in range(count)]
+    root = merkle.root(leaves)
+    assert root == recursive_root(list(leaves))
+    index = data.draw(st.integers(0, count - 1))
+    path = merkle.prove(leaves, index)
+    merkle.verify(leaves[index], index, count, path, root)
+    for leaf, place, size, proof in (
+        (merkle.leaf_hash(b"other"), index, count, path),
+        (leaves[index], (index + 1) % count if count > 1 else 1, count, path),
+        (leaves[index], index, count, [*path, root]),
+        (leaves[index], index, count, path[:-1] if path else [root]),
+        (leaves[index], index, 0, path),
+    ):
+        with pytest.raises(VerificationError):
+            merkle.verify(leaf, place, size, proof, root)
