@@ -9,7 +9,8 @@ CipherwardError
 ├── PolicyError          the hospital's own policy refuses
 │   └── BudgetError      the privacy budget is spent
 ├── ProtocolError        a message that the round's state does not allow
-│   └── ConflictError    same id, different content
+│   ├── ConflictError    same id, different content
+│   └── LateError        the round has moved on
 ├── LimitError           a size, rate or count limit is exceeded
 └── UnavailableError     a peer or worker cannot be reached; retry later
 """
@@ -95,6 +96,12 @@ class ConflictError(ProtocolError):
     """The same id came with different content: a forbidden mutation."""
 
     code = "CW-510"
+
+
+class LateError(ProtocolError):
+    """The round or study has moved on; this message can no longer count."""
+
+    code = "CW-520"
 
 
 class LimitError(CipherwardError):

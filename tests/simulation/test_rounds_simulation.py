@@ -1,0 +1,245 @@
+"""Random histories of a study, with crashes before and after every step is persisted.
+
+Contributions are distinct powers of 4: in the model's base-4 digits a double count shows as a 2, one that was
+never committed as a digit that must not be there. Hypothesis shrinks a failing history to its core.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cipherward.coordinator.rounds import codec, events
+from cipherward.coordinator.rounds.effects import Discard, SignAbort, SignClose, SignPlan, SignRound, StartSum
+from cipherward.coordinator.rounds.machine import owed, start, step
+from cipherward.coordinator.rounds.state import Life, Phase, Rules, State, StudyRules
+from cipherward.errors import ProtocolError
+
+SITES = ("a", "b", "c", "d", "e")
+ROUNDS = 6
+LISTS = int(os.environ.get("CIPHERWARD_SIMULATIONS", "200"))
+
+
+def rules_of(quorum: bool) -> StudyRules:
+    first = Rules(1, 1, ROUNDS, SITES, quorum, 3, 3 if quorum else 0, 0, 60, 30, 10, 10, 20)
+    second = Rules(2, 4, ROUNDS, SITES[:4], quorum, 3, 3 if quorum else 0, 0, 60, 30, 10, 10, 20)
+    return StudyRules((first, second))
+
+
+def encode_model(value: int) -> bytes:
+    return value.to_bytes(64, "big")
+
+
+@dataclass
+class World:
+    """``durable``, ``records``, ``updates`` and ``sums`` survive a crash; the rest is one process."""
+
+    quorum: bool
+    now: float = 0.0
+    durable: str = ""
+    records: list[tuple[object, ...]] = field(default_factory=list)
+    updates: dict[tuple[int, str], int] = field(default_factory=dict)  # staged before they are committed
+    sums: dict[int, int] = field(default_factory=dict)
+    running_sum: StartSum | None = None
+    acknowledged: dict[tuple[int, str], bytes] = field(
+        default_factory=dict
+    )  # commits the coordinator accepted
+
+    def __post_init__(self) -> None:
+        self.rules = rules_of(self.quorum)
+        self.state, effects = start(self.rules, encode_model(0), self.now)
+        self.persist(self.state, effects)
+
+    def persist(self, state: State, effects: tuple[object, ...]) -> None:
+        assert codec.decode(codec.encode(state)) == state
+        self.durable = codec.encode(state)
+        for effect in effects:
+            if isinstance(effect, SignRound | SignPlan | SignClose | SignAbort):
+                self.records.append((type(effect).__name__, effect.round, effect))
+        self.state = state
+
+    def perform(self, effects: tuple[object, ...]) -> None:
+        for effect in effects:
+            if isinstance(effect, StartSum):
+                self.running_sum = effect
+            elif isinstance(effect, Discard):
+                self.updates = {key: v for key, v in self.updates.items() if key[0] != effect.round}
+
+    def apply(self, event: events.Event, crash: str = "no") -> bool:
+        try:
+            state, effects = step(self.rules, self.state, event, self.now)
+        except ProtocolError:
+            return False
+        if crash == "before":
+            self.restart()
+            return False
+        self.persist(state, effects)
+        if crash == "after":
+            self.restart()
+        else:
+            self.perform(effects)
+        return True
+
+    def restart(self) -> None:
+        self.running_sum = None
+        self.now = self.now % 7  # another boot, another monotonic clock
+        self.state = codec.decode(self.durable)
+        state, effects = step(self.rules, self.state, events.Restarted(), self.now)
+        self.persist(state, effects)
+        self.perform(effects + owed(state))
+
+    def run(self, op: tuple[str, int, int, str]) -> None:
+        kind, which, back, crash = op
+        site, number = SITES[which % len(SITES)], max(1, self.state.round - back)
+        stamp = f"{site}/{number}".encode()
+        match kind:
+            case "key":
+                self.apply(events.KeyStored(site, self.rules.at(self.state.round).version), crash)
+            case "join":
+                self.apply(
+                    events.JoinPosted(site, number, b"j" + stamp, b"" if self.quorum else b"key"), crash
+                )
+            case "commit" | "recommit":
+                record = stamp + kind.encode()
+                digit = 4 ** ((number - 1) * len(SITES) + SITES.index(site))
+                if number == self.state.round and self.state.phase is Phase.UPLOAD:
+                    self.updates.setdefault((number, site), digit)
+                if self.apply(events.CommitPosted(site, number, 1, record), crash):
+                    known = self.acknowledged.setdefault((number, site), record)
+                    assert known == record, "two different commits were accepted"
+            case "acknowledge":
+                bad = frozenset({SITES[back]} if back > 1 else ())
+                self.apply(events.AcknowledgementPosted(site, number, bad), crash)
+            case "answer":
+                self.apply(events.AnswerPosted(site, number, b"s" + stamp), crash)
+            case "sum" if self.running_sum is not None:
+                job, self.running_sum = self.running_sum, None
+                total = sum(self.updates[job.round, name] for name in job.contributors)
+                assert self.sums.setdefault(job.round, total) == total, "a sum was made of two sets"
+                self.apply(events.Summed(job.round, encode_model(total), 1), crash)
+            case "fail" if self.running_sum is not None:
+                job, self.running_sum = self.running_sum, None
+                self.apply(events.SumFailed(job.round, "disk"), crash)
+            case "report":
+                value = int.from_bytes(self.state.model, "big") + self.sums.get(number, 0)
+                wrong = 7 if back == 2 else 0
+                if number == self.state.round:
+                    self.apply(events.ReportPosted(site, number, encode_model(value + wrong)), crash)
+            case "revoke" if back == 3:
+                self.apply(events.SitesRevoked(frozenset({site})), crash)
+            case "tick":
+                self.now += 5.0 * (which + 1)
+                self.apply(events.Ticked(), crash)
+            case "everyone":
+                number = self.state.round
+                for each in ("key", "join", "commit", "acknowledge", "sum", "answer", "report"):
+                    for index in range(len(SITES)):
+                        if self.state.round == number:
+                            self.run((each, index, 0, crash if each == "sum" else "no"))
+
+
+def check(world: World) -> None:
+    rounds: dict[int, list[str]] = {}
+    for kind, number, _ in world.records:
+        rounds.setdefault(number, []).append(kind)
+    assert list(rounds) == list(range(1, len(rounds) + 1)), "a round's number was skipped or used again"
+    for kinds in rounds.values():
+        assert kinds in (
+            ["SignRound"],
+            ["SignRound", "SignPlan"],
+            ["SignRound", "SignAbort"],
+            ["SignRound", "SignPlan", "SignAbort"],
+            ["SignRound", "SignPlan", "SignClose"],
+        ), kinds
+    plans = {n: e.sites for k, n, e in world.records if k == "SignPlan"}
+    allowed = set()
+    for kind, number, effect in world.records:
+        if kind == "SignClose":
+            assert len(effect.contributors) >= 3 and set(effect.contributors) <= set(plans[number])
+            for site in effect.contributors:
+                assert (
+                    (number, site) in world.updates or number < world.state.round or not world.state.running
+                )
+                allowed.add((number - 1) * len(SITES) + SITES.index(site))
+            digits = {(number - 1) * len(SITES) + SITES.index(site) for site in effect.contributors}
+            allowed |= digits
+            assert int.from_bytes(effect.root, "big") == sum(4**d for d in digits), "the sum is not that of U"
+    value, digit = int.from_bytes(world.state.model, "big"), 0
+    while value:
+        assert value % 4 in (0, 1), "an update was counted twice"
+        assert value % 4 == 0 or digit in allowed, "an update outside U was counted"
+        value, digit = value // 4, digit + 1
+
+
+op = st.tuples(
+    st.sampled_from(
+        [
+            "key",
+            "join",
+            "join",
+            "commit",
+            "commit",
+            "recommit",
+            "acknowledge",
+            "answer",
+            "sum",
+            "sum",
+            "fail",
+            "report",
+            "report",
+            "revoke",
+            "tick",
+            "tick",
+            "everyone",
+            "everyone",
+        ]
+    ),
+    st.integers(0, 4),
+    st.sampled_from([0, 0, 0, 0, 1, 2, 3]),
+    st.sampled_from(["no", "no", "no", "before", "after"]),
+)
+
+
+@pytest.mark.parametrize("quorum", [False, True])
+def test_no_history_counts_an_update_twice_or_out_of_place(quorum: bool) -> None:
+    finished = []
+
+    @settings(max_examples=LISTS, deadline=None)
+    @given(st.lists(op, max_size=60))
+    def history(ops: list[tuple[str, int, int, str]]) -> None:
+        world = World(quorum)
+        for one in ops:
+            world.run(one)
+            check(world)
+        if world.state.life is Life.FINISHED:
+            finished.append(world.state.model_round)
+
+    history()
+
+
+@pytest.mark.parametrize("quorum", [False, True])
+def test_a_calm_study_finishes_with_every_update_once(quorum: bool) -> None:
+    world = World(quorum)
+    for _ in range(ROUNDS):
+        world.run(("everyone", 0, 0, "no"))
+        check(world)
+    assert world.state.life is Life.FINISHED
+    assert world.state.model_round == ROUNDS
+    # Rounds 1 to 3 had five sites, rounds 4 to 6 four.
+    expected = sum(
+        4 ** ((r - 1) * len(SITES) + i) for r in range(1, ROUNDS + 1) for i in range(5 if r < 4 else 4)
+    )
+    assert int.from_bytes(world.state.model, "big") == expected
+
+
+def test_the_check_sees_a_double_count() -> None:
+    world = World(False)
+    world.run(("everyone", 0, 0, "no"))
+    doubled = int.from_bytes(world.state.model, "big") * 2
+    world.state = replace(world.state, model=encode_model(doubled))
+    with pytest.raises(AssertionError, match="counted twice"):
+        check(world)
