@@ -41,6 +41,7 @@ class Label(StrEnum):
     LEDGER = "cipherward/v1/ledger"
     PATIENT = "cipherward/v1/patient"
     FINGERPRINT = "cipherward/v1/fingerprint"
+    ROOT_KEY = "cipherward/v1/root-key"
 
 
 def framed(label: Label, *parts: bytes) -> bytes:
