@@ -13,6 +13,8 @@ from functools import cached_property
 
 from cipherward.crypto.labels import Label
 from cipherward.crypto.signing import record_digest, verify
+from cipherward.crypto.suites.base import KeyLifetime
+from cipherward.crypto.suites.registry import suite as find_suite
 from cipherward.errors import IdentityError, VerificationError
 from cipherward.ids import DIGEST_BYTES, Digest
 from cipherward.proto.v1.common_pb2 import Signed
@@ -27,9 +29,6 @@ from cipherward.proto.v1.round_pb2 import (
     RoundRecord,
 )
 from cipherward.proto.v1.study_pb2 import Manifest, RosterSite
-
-SHARED_KEY = "shared-key"
-QUORUM = "quorum"
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,11 @@ class StudyTrust:
     def order(self) -> Mapping[str, int]:
         """Position on the roster by name: the order of plans and close records."""
         return {name: position for position, name in enumerate(self.sites)}
+
+    @cached_property
+    def key_lifetime(self) -> KeyLifetime:
+        """Of the study's suite: one key for the study, or one for each attempt. UsageError if unknown."""
+        return find_suite(self.manifest.suite.name).key_lifetime
 
     def site(self, name: str) -> RosterSite:
         """The roster's entry; raises IdentityError."""
@@ -103,7 +107,7 @@ def verify_join(
         f"{site} runs {join.library[:80] or 'an unnamed library'}",
         f"the manifest fixes {suite.library}, and formats differ between its releases",
     )
-    if suite.name == SHARED_KEY:
+    if trust.key_lifetime is KeyLifetime.STUDY:
         _need(len(join.shared_key_digest) == DIGEST_BYTES, f"{site} joined without the shared key's digest")
         _need(not join.round_key, "a join of the shared-key suite carries a round key")
     else:
@@ -164,9 +168,9 @@ def verify_commit(signed: Signed, trust: StudyTrust, plan: Plan, site: str) -> C
     _need(commit.attempt >= 1 and commit.chunk_count >= 1 and commit.length >= 1, f"{site}'s commit is empty")
     _need(len(commit.ciphertext_root) == DIGEST_BYTES, f"{site}'s commit lacks the root of its ciphertexts")
     _need(len(commit.ledger_head) == DIGEST_BYTES, f"{site}'s commit lacks its ledger's head")
-    quorum = trust.manifest.suite.name == QUORUM
+    shares = trust.key_lifetime is KeyLifetime.ATTEMPT
     _need(
-        len(commit.share_root) == (DIGEST_BYTES if quorum else 0), f"{site}'s commit has a wrong share root"
+        len(commit.share_root) == (DIGEST_BYTES if shares else 0), f"{site}'s commit has a wrong share root"
     )
     return commit
 
