@@ -1,0 +1,1 @@
+"""Bytes too large for the database: a local folder by default, any object store by URL."""
