@@ -176,19 +176,23 @@ class MetricsPolicy(_message.Message):
 
     LOSS_BOUND_FIELD_NUMBER: _builtins.int
     NOISE_MULTIPLIER_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
     loss_bound: _builtins.float
     """per-patient loss is clipped to [0, loss_bound]"""
     noise_multiplier: _builtins.float
     """of the L2 sensitivity of (loss, correct, n) to one patient"""
+    scale: _builtins.float
+    """metrics are divided by it before encryption, so that they lie within the suite's bound"""
     def __init__(
         self,
         *,
         loss_bound: _builtins.float = ...,
         noise_multiplier: _builtins.float = ...,
+        scale: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["loss_bound", b"loss_bound", "noise_multiplier", b"noise_multiplier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["loss_bound", b"loss_bound", "noise_multiplier", b"noise_multiplier", "scale", b"scale"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -387,19 +391,25 @@ class PlainTraining(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     LEARNING_RATE_FIELD_NUMBER: _builtins.int
     SAMPLING_RATE_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
     learning_rate: _builtins.float
     sampling_rate: _builtins.float
+    @_builtins.property
+    def metrics(self) -> Global___MetricsPolicy:
+        """without noise"""
+
     def __init__(
         self,
         *,
         steps: _builtins.int = ...,
         learning_rate: _builtins.float = ...,
         sampling_rate: _builtins.float = ...,
+        metrics: Global___MetricsPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["learning_rate", b"learning_rate", "sampling_rate", b"sampling_rate", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["learning_rate", b"learning_rate", "metrics", b"metrics", "sampling_rate", b"sampling_rate", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
