@@ -116,6 +116,12 @@ def check_delta(delta: float) -> None:
         raise UsageError(f"delta = {delta} cannot be used", why=f"it must be at least {MIN_DELTA}, below 1")
 
 
+def check_round(per_round: Sequence[PrivacyEvent]) -> None:
+    """Raises UsageError for a round that would cost nothing."""
+    if not per_round:
+        raise UsageError("a round without privacy events has no cost to count with")
+
+
 def rounds_left(
     spent: Iterable[PrivacyEvent],
     per_round: Sequence[PrivacyEvent],
@@ -128,8 +134,8 @@ def rounds_left(
 
     Raises UsageError if ``per_round`` is empty or delta out of range.
     """
-    if not per_round:
-        raise UsageError("a round without privacy events has no cost to count with")
+    check_delta(delta)
+    check_round(per_round)
     history = merged(spent)
 
     def after(rounds: int) -> tuple[PrivacyEvent, ...]:

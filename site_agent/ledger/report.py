@@ -1,0 +1,116 @@
+"""The ledger as an admin reads it: what was spent when, on what, and what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cipherward.site_agent.ledger.accounting import Gaussian, PrivacyEvent
+from cipherward.site_agent.ledger.chain import Kind
+from cipherward.site_agent.ledger.encoding import events_from_json
+from cipherward.site_agent.ledger.ledger import Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class SpendingRow:
+    """One line of `cipherward site ledger`, about one data set.
+
+    ``epsilon``, ``ceiling`` and ``delta`` are as they were checked when the budget was reserved; None where
+    nothing was spent, or where it was spent on another data set that shares patients with this one (such a row
+    counts in the next epsilon). ``left`` is ceiling - epsilon.
+    """
+
+    sequence: int
+    recorded_at: int  # ms since the epoch
+    kind: Kind
+    dataset: str
+    study: str | None
+    round: int | None
+    cost: str
+    epsilon: float | None
+    ceiling: float | None
+    delta: float | None
+    left: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """Where a data set stands now, under the ceiling and delta asked for."""
+
+    dataset: str
+    patients: int
+    spent: float
+    ceiling: float
+    delta: float
+    left: float
+    rounds_left: int | None  # of rounds like the last; None before the first
+    lost: int
+
+
+def spending(ledger: Ledger, dataset: str) -> list[SpendingRow]:
+    """Every event that concerns the data set's present patients, in order. Computes no epsilon: fast.
+
+    Raises UsageError if the data set is not registered.
+    """
+    rows = []
+    for head, entry in ledger.entries(ledger.overlapping(dataset)):
+        cost, epsilon, ceiling, delta = "", None, None, None
+        if entry.kind is Kind.RESERVE:
+            cost = describe(events_from_json(entry.details["events"]))
+            if entry.dataset == dataset:
+                epsilon, ceiling, delta = (
+                    float.fromhex(entry.details[name]) for name in ("epsilon", "ceiling", "delta")
+                )
+        elif entry.kind is Kind.REGISTER:
+            cost = f"{entry.details['patients']} patients"
+        rows.append(
+            SpendingRow(
+                sequence=head.sequence,
+                recorded_at=entry.recorded_at,
+                kind=entry.kind,
+                dataset=entry.dataset,
+                study=entry.study,
+                round=entry.round,
+                cost=cost,
+                epsilon=epsilon,
+                ceiling=ceiling,
+                delta=delta,
+                left=None if ceiling is None or epsilon is None else ceiling - epsilon,
+            )
+        )
+    return rows
+
+
+def balance(ledger: Ledger, dataset: str, ceiling: float, delta: float) -> Balance:
+    """What the data set has spent and how much further it goes. Takes seconds.
+
+    Raises UsageError if the data set is not registered or delta is out of range.
+    """
+    known, spent = ledger.dataset(dataset), ledger.spent(dataset, delta)
+    reserved = [entry for _, entry in ledger.entries([dataset]) if entry.kind is Kind.RESERVE]
+    rounds_left = None
+    if reserved:
+        last = events_from_json(reserved[-1].details["events"])
+        rounds_left = ledger.remaining_rounds(dataset, last, ceiling, delta)
+    return Balance(
+        dataset=dataset,
+        patients=known.patients,
+        spent=spent,
+        ceiling=ceiling,
+        delta=delta,
+        left=ceiling - spent if spent < ceiling else 0.0,
+        rounds_left=rounds_left,
+        lost=ledger.count(Kind.LOST, dataset),
+    )
+
+
+def describe(events: Sequence[PrivacyEvent]) -> str:
+    """In words: ``20 steps, noise 1.1, rate 0.05 + 1 release, noise 30``."""
+    out = []
+    for event in events:
+        noise = f"noise {event.noise_multiplier:g}" if event.noise_multiplier else "no noise"
+        if isinstance(event, Gaussian):
+            out.append(f"{event.count} release{'s' * (event.count > 1)}, {noise}")
+        else:
+            out.append(f"{event.steps} step{'s' * (event.steps > 1)}, {noise}, rate {event.sampling_rate:g}")
+    return " + ".join(out)
