@@ -128,7 +128,9 @@ def parse_signed(kind: Kind, content: bytes) -> Signed:
         signed.ParseFromString(content)
     except (DecodeError, ValueError) as error:
         raise FormatError(f"the {what} cannot be read", why="it is not a signed record") from error
-    if signed.SerializeToString(deterministic=True) != content:
+    # From the three known fields alone: an unknown one would survive a mere reserialisation.
+    known = Signed(payload=signed.payload, signer=signed.signer, signature=signed.signature)
+    if known.SerializeToString(deterministic=True) != content:
         raise FormatError(f"the {what} is damaged", why="its encoding is not the canonical one")
     if len(signed.signature) != SIGNATURE_BYTES or not signed.payload:
         raise FormatError(f"the {what} is damaged", why="its signature or payload is missing")

@@ -96,7 +96,8 @@ def verify_credential(
     credential = read_credential(signed, anchor)
     if credential.identity.role is not role:
         raise IdentityError(
-            f"{credential.identity} is not a {role.value}", why="its credential is for another role"
+            f"the credential of {credential.identity} does not count here",
+            why=f"only a credential with the role {role.value} does",
         )
     credential.check(now, revocations)
     return credential
