@@ -16,8 +16,8 @@ class SpendingRow:
     """One line of `cipherward site ledger`, about one data set.
 
     ``epsilon``, ``ceiling`` and ``delta`` are as they were checked when the budget was reserved; None where
-    nothing was spent, or where it was spent on another data set that shares patients with this one (such a row
-    counts in the next epsilon). ``left`` is ceiling - epsilon.
+    nothing was spent, or where it was spent on another data set that shares patients with this one (such a
+    row counts in the next epsilon). ``left`` is ceiling - epsilon.
     """
 
     sequence: int
