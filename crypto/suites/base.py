@@ -1,0 +1,177 @@
+"""The interface of a suite, in two halves that never load each other.
+
+The public half (``Suite``, ``SuiteParams``, ``ChunkAdder``) is what a coordinator needs: sizes, structure
+checks, and addition of ciphertexts. The site's half (``SiteSide``, ``SiteCipher``) holds keys.
+
+A vector of L values travels as ``chunk_count(L)`` chunks. Every chunk's size follows from L and its index,
+so that whatever has another size is refused before anything looks inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from enum import Enum
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cipherward.ids import Digest
+
+
+class KeyLifetime(Enum):
+    """How long a key of the suite lives, which decides who makes it and whether it is ever on disk."""
+
+    STUDY = "study"
+    """One secret key for all sites and rounds, made by the site that the manifest names."""
+    ATTEMPT = "attempt"
+    """A key of the site's own for each attempt, in memory only."""
+
+
+class SuiteParams(Protocol):
+    """A named parameter set, with the bound B of the study. Immutable."""
+
+    @property
+    def suite(self) -> str:
+        """Name of the suite."""
+
+    @property
+    def name(self) -> str:
+        """Name of the parameter set."""
+
+    @property
+    def library(self) -> str:
+        """Name and exact version of the code whose formats are used, e.g. ``tenseal 0.3.18``."""
+
+    @property
+    def bound(self) -> float:
+        """B: every coordinate is clipped to |x| <= B before it is encrypted."""
+
+    @property
+    def max_sites(self) -> int:
+        """Most contributors whose sum cannot overflow at this bound."""
+
+    @property
+    def values_per_chunk(self) -> int:
+        """Values in every chunk but the last."""
+
+    @property
+    def justification(self) -> str:
+        """Why the set is believed to have at least 128 bits of security, with the source."""
+
+    def check_sites(self, sites: int) -> None:
+        """LimitError if the sum over so many sites could overflow at this bound."""
+
+    def chunk_count(self, length: int) -> int:
+        """Chunks of a vector of ``length`` values; LimitError if there is no such vector."""
+
+    def upload_chunk_bytes(self, index: int, length: int) -> int:
+        """Exact size of an uploaded chunk; LimitError if the vector has no chunk ``index``."""
+
+    def sum_chunk_bytes(self, index: int, length: int) -> int:
+        """Exact size of a chunk of the sum; LimitError if the vector has no chunk ``index``."""
+
+    def error_bound(self, contributors: int) -> float:
+        """Largest absolute error of any coordinate of an opened sum, but for a negligible probability."""
+
+    def check_upload_chunk(self, chunk: bytes, index: int, length: int) -> None:
+        """FormatError unless the bytes have the exact structure of this chunk. No native code."""
+
+    def check_sum_chunk(self, chunk: bytes, index: int, length: int) -> None:
+        """FormatError unless the bytes have the exact structure of this chunk of a sum. No native code."""
+
+
+class ChunkAdder(Protocol):
+    """Adds up the same chunk of several updates. Not to be shared between threads."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def add(self, chunks: Iterable[bytes], index: int, length: int) -> bytes:
+        """The sum of chunk ``index`` over all contributors, the same bytes for the same chunks in order.
+
+        Takes one chunk at a time: memory does not grow with the number of contributors.
+        Raises FormatError or VerificationError for a bad chunk, LimitError for none or more than
+        ``max_sites``, UnavailableError if the worker died or took too long (it is restarted on next use).
+        """
+
+    def close(self) -> None:
+        """Stop its processes."""
+
+
+class Suite(Protocol):
+    """The public half of a suite."""
+
+    @property
+    def name(self) -> str:
+        """As in manifests."""
+
+    @property
+    def key_lifetime(self) -> KeyLifetime:
+        """Whose key it is and how long it lives."""
+
+    @property
+    def parameter_sets(self) -> Mapping[str, SuiteParams]:
+        """The named sets, each at its default bound. There are no others."""
+
+    def parameters(self, name: str, bound: float | None = None) -> SuiteParams:
+        """The set of that name, with the study's bound B. UsageError for any other name or bound."""
+
+    def chunk_adder(self, params: SuiteParams) -> ChunkAdder:
+        """A new adder for that set."""
+
+
+class SecretKey(Protocol):
+    """A key that opens sums. Has no repr of its content and does not pickle."""
+
+    @property
+    def params(self) -> SuiteParams:
+        """The set it belongs to."""
+
+    def digest(self, context: bytes) -> Digest:
+        """What holders compare to know that they hold the same key. ``context``: the manifest's digest."""
+
+    def reveal(self) -> bytes:
+        """The key's bytes, to seal it to another site or to store it. Never log or send them bare."""
+
+
+class SiteCipher(Protocol):
+    """Encrypts updates and opens sums under one key, in a process of its own."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def encrypt(self, vector: NDArray[np.floating[Any]]) -> Iterator[bytes]:
+        """The chunks of one update: finite values (1-d, float32 or float64) with |x| <= B.
+
+        Raises LimitError for values that are not finite or exceed B, UnavailableError if the worker failed.
+        """
+
+    def open_sum(self, chunks: Iterable[bytes], length: int, contributors: int) -> NDArray[np.float64]:
+        """The sum's ``length`` values, within ``error_bound(contributors)``.
+
+        Raises FormatError for chunks of another structure or number, UnavailableError if the worker failed.
+        """
+
+    def close(self) -> None:
+        """Stop its process, and with it the copy of the key there."""
+
+
+class SiteSide(Protocol):
+    """The half of a suite that holds keys. The coordinator never imports an implementation."""
+
+    def generate_key(self, params: SuiteParams) -> SecretKey:
+        """A fresh key. UnavailableError if the worker failed."""
+
+    def load_key(self, params: SuiteParams, content: bytes) -> SecretKey:
+        """From ``SecretKey.reveal()``'s bytes; FormatError if they are not a key of that set."""
+
+    def cipher(self, key: SecretKey) -> SiteCipher:
+        """Encryption and opening under ``key``."""
