@@ -1,0 +1,2 @@
+"""Learning tasks that hospitals install: the contract, how they are found and pinned, and the built-in
+one."""

@@ -1,0 +1,80 @@
+"""The constants of a training round. They come from the signed study manifest and never from the data: a
+sampling rate or divisor computed from the number of patients would tell that number."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+from cipherward.errors import FormatError, UsageError
+
+_MAX_STEPS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SgdConstants:
+    """What both kinds of training share. Use one of the subclasses: privacy is never off by default.
+
+    ``sampling_rate``: each patient's chance to be in a step, in (0, 1]. ``divisor``: what a step's sum of
+    gradients is divided by (the expected batch, in patients). ``loss_bound``: for the metrics, a patient's
+    loss is clipped to [0, loss_bound]. ``metrics_scale``: metrics are divided by it before encryption (about
+    the number of patients of a large site, so that they lie near [0, 1]). Raises UsageError for values out of
+    range.
+    """
+
+    kind: ClassVar[str]
+    sampling_rate: float
+    steps: int
+    divisor: float
+    learning_rate: float
+    loss_bound: float
+    metrics_scale: float
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not math.isfinite(value) or value <= 0:
+                raise UsageError(f"the training constant {field.name} is {value}", why="it must be positive")
+        if self.sampling_rate > 1:
+            raise UsageError(f"a sampling rate of {self.sampling_rate} is not a probability")
+        if self.steps != int(self.steps) or self.steps > _MAX_STEPS:
+            raise UsageError(f"{self.steps} steps", why=f"it must be a whole number up to {_MAX_STEPS}")
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``from_json``."""
+        return {"kind": self.kind, **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DpSgd(SgdConstants):
+    """Differentially private: per-patient clipping to ``clip_norm`` (L2), noise ``noise_multiplier`` x
+    clip_norm on every coordinate of every step's sum, noise ``metrics_noise_multiplier`` x sensitivity on the
+    metrics."""
+
+    kind = "dp-sgd"
+    clip_norm: float
+    noise_multiplier: float
+    metrics_noise_multiplier: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainSgd(SgdConstants):
+    """No clipping, no noise, exact metrics: no privacy. For baselines, and studies whose sites all agreed to
+    it."""
+
+    kind = "plain-sgd"
+
+
+def from_json(value: object) -> DpSgd | PlainSgd:
+    """The inverse of ``to_json``. Raises FormatError."""
+    if not isinstance(value, dict):
+        raise FormatError("training constants are not a JSON object")
+    kinds: dict[object, type[DpSgd] | type[PlainSgd]] = {DpSgd.kind: DpSgd, PlainSgd.kind: PlainSgd}
+    kind = kinds.get(value.get("kind"))
+    numbers = {name: number for name, number in value.items() if name != "kind"}
+    if kind is None or set(numbers) != {field.name for field in fields(kind)}:
+        raise FormatError("training constants have unknown or missing fields")
+    if not all(isinstance(number, int | float) for number in numbers.values()):
+        raise FormatError("a training constant is not a number")
+    return kind(**numbers)

@@ -1,0 +1,195 @@
+"""DP-SGD at one site (Abadi et al., CCS 2016), with the patient as the unit of privacy.
+
+Per-sample gradients come from Opacus's ``GradSampleModule``. Its data-loader path is not used: that takes the
+sampling rate from 1/len(loader) and the divisor from len(dataset), both of which depend on the data. Here
+every constant is the study's. One step:
+
+1. Poisson: each patient is in the batch with probability q, independently, from a CSPRNG.
+2. The gradients of a patient's records are summed; that sum is scaled to an L2 norm of at most C.
+3. The patients' vectors are summed, N(0, (sigma C)^2) is added to each coordinate from the CSPRNG.
+4. The result is divided by the constant divisor; the weights move by it times the learning rate.
+
+An empty batch takes the same noisy step. Sums and noise are float64; adding or removing a patient moves the
+sum by at most C, up to float32 rounding in the other patients' gradients (their kernels see another batch
+size).
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus.grad_sample import GradSampleModule
+from opacus.validators import ModuleValidator
+
+from cipherward.crypto.randomness import KeyStream
+from cipherward.errors import UsageError
+from cipherward.site_agent.tasks.base import Records, Task
+from cipherward.site_agent.training import metrics, weights
+from cipherward.site_agent.training.constants import DpSgd, SgdConstants
+
+_GRADIENT_VALUES = 1 << 25
+"""Float32 values of per-sample (and of per-patient) gradients held at a time: 128 MB each."""
+_SMALL_MODEL = 100_000
+_MAX_THREADS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """``update``: new minus old weights, (P,), float32, finite. ``metrics``: of the model as it came in,
+    (3,), see ``metrics.federated``. ``dropped``: patient gradients that were not finite and counted as zero;
+    it is exact, so it stays at the hospital."""
+
+    update: NDArray[np.float32]
+    metrics: NDArray[np.float64]
+    dropped: int
+
+
+def train(
+    task: Task,
+    records: Records,
+    start: NDArray[np.float32],
+    constants: SgdConstants,
+    stream: KeyStream,
+) -> TrainingResult:
+    """One round at one site, from the global weights ``start``, (P,).
+
+    Raises UsageError for a model that cannot be trained privately, FormatError for weights that do not fit
+    it.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = weights.build(task)
+    weights.assign(model, start)
+    model.to(device)
+    if device.type == "cpu":
+        # Threads cost a small model more than they give.
+        small = weights.count(model) < _SMALL_MODEL
+        torch.set_num_threads(1 if small else min(len(os.sched_getaffinity(0)), _MAX_THREADS))
+    # Dropout and the like draw from torch's generator: they add no privacy, but must not repeat every round.
+    torch.manual_seed(int.from_bytes(stream.bytes(8), "little"))
+    reported = metrics.federated(task, model, records, constants, stream)
+
+    sampler = PatientGradients(task, model, records, device)
+    dropped = 0
+    for _ in range(constants.steps):
+        chosen = np.flatnonzero(stream.uniform53(sampler.patients) < constants.sampling_rate)
+        total, not_finite = sampler.clipped_sum(
+            chosen, constants.clip_norm if isinstance(constants, DpSgd) else None
+        )
+        dropped += not_finite
+        if isinstance(constants, DpSgd):
+            noise = torch.from_numpy(stream.gaussian(len(total)))
+            total += (constants.noise_multiplier * constants.clip_norm) * noise.to(device)
+        sampler.step(total * (constants.learning_rate / constants.divisor))
+
+    update = weights.flatten(model) - start
+    if not np.isfinite(update).all():
+        raise UsageError(
+            "training diverged", why="the weights grew beyond float32", fix="Lower the study's learning rate"
+        )
+    return TrainingResult(update, reported, dropped)
+
+
+class PatientGradients:
+    """Per-patient gradients of one model on one site's records."""
+
+    def __init__(self, task: Task, model: torch.nn.Module, records: Records, device: torch.device) -> None:
+        """Raises UsageError if the model has layers whose gradient is not a sum over records."""
+        problems = ModuleValidator.validate(model.train(), strict=False)
+        if problems:
+            raise UsageError(
+                f"the model of task {task.name!r} cannot be trained privately",
+                why=str(problems[0]).splitlines()[0],
+            )
+        self._task = task
+        self._model = GradSampleModule(model, loss_reduction="sum")
+        self._parameters = weights.trainable_parameters(model)
+        self._size = weights.count(model)
+        self._device = device
+        self._records = records
+        names = records.patients
+        index = {name: number for number, name in enumerate(names)}
+        owner = np.array([index[name] for name in records.patient_ids], dtype=np.int64)
+        # A patient's records, wherever they stand in the file: order[offset[i] : offset[i + 1]].
+        self._order = np.argsort(owner, kind="stable")
+        self._offset = np.searchsorted(owner[self._order], np.arange(len(names) + 1))
+        self.patients = len(names)
+
+    def clipped_sum(self, chosen: NDArray[np.int64], clip_norm: float | None) -> tuple[torch.Tensor, int]:
+        """The sum over the chosen patients' gradients, each scaled to an L2 norm of at most ``clip_norm``.
+
+        ``chosen``: patient numbers, in the order of ``Records.patients``; ``clip_norm`` None: no clipping.
+        Returns the sum, (P,), float64, and how many patients' gradients were not finite: they count as zero,
+        as otherwise one NaN would betray its patient.
+        """
+        total = torch.zeros(self._size, dtype=torch.float64, device=self._device)
+        dropped = 0
+        for group in self._groups(chosen):
+            gradients = self._gradients(group)
+            norms = torch.linalg.vector_norm(gradients, dim=1, dtype=torch.float64)
+            finite = norms.isfinite()
+            if not finite.all():
+                dropped += int((~finite).sum())
+                gradients[~finite] = 0.0
+                norms = norms.masked_fill(~finite, 0.0)
+            # A norm of zero gives infinity, clamped to 1.
+            factors = torch.ones_like(norms) if clip_norm is None else (clip_norm / norms).clamp(max=1.0)
+            total += factors @ gradients.double()
+        return total, dropped
+
+    def step(self, move: torch.Tensor) -> None:
+        """Subtract ``move``, (P,), from the weights."""
+        start = 0
+        with torch.no_grad():
+            for parameter in self._parameters:
+                part = move[start : start + parameter.numel()]
+                parameter.sub_(part.reshape(parameter.shape).to(parameter.dtype))
+                start += parameter.numel()
+
+    def _groups(self, chosen: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        size = max(1, _GRADIENT_VALUES // self._size)
+        for start in range(0, len(chosen), size):
+            yield chosen[start : start + size]
+
+    def _gradients(self, group: NDArray[np.int64]) -> torch.Tensor:
+        """One gradient a patient, the sum over the patient's records: (len(group), P), float32."""
+        runs = [self._order[self._offset[patient] : self._offset[patient + 1]] for patient in group]
+        rows = np.concatenate(runs)
+        owner = torch.from_numpy(np.repeat(np.arange(len(group)), [len(run) for run in runs]))
+        out = torch.zeros(len(group), self._size, device=self._device)
+        size = max(1, _GRADIENT_VALUES // self._size)
+        for start in range(0, len(rows), size):
+            batch = torch.from_numpy(rows[start : start + size])
+            out.index_add_(0, owner[start : start + size].to(self._device), self._per_record(batch))
+        return out
+
+    def _per_record(self, batch: torch.Tensor) -> torch.Tensor:
+        """One gradient a record: (len(batch), P), float32."""
+        self._model.zero_grad(set_to_none=True)
+        labels = self._records.labels[batch].to(self._device)
+        losses = self._task.loss(self._model(self._records.features[batch].to(self._device)), labels)
+        if losses.shape != (len(batch),):
+            raise UsageError(
+                f"the loss of task {self._task.name!r} has shape {tuple(losses.shape)}",
+                why=f"for {len(batch)} records it must be ({len(batch)},), one loss a record",
+            )
+        with warnings.catch_warnings():
+            # torch warns that hooks see no gradient with respect to the input: nobody asked for one.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+        samples = []
+        for parameter in self._parameters:
+            gradient = getattr(parameter, "grad_sample", None)
+            if not isinstance(gradient, torch.Tensor):
+                raise UsageError(
+                    f"a parameter of the model of task {self._task.name!r} takes no part in the loss",
+                    why=f"it has shape {tuple(parameter.shape)} and no gradient for each record",
+                )
+            samples.append(gradient.reshape(len(batch), -1))
+        self._model.zero_grad(set_to_none=True)
+        return torch.cat(samples, dim=1)

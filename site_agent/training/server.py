@@ -1,0 +1,253 @@
+"""The preloaded trainer: loads torch and Opacus once, then forks one child for each job.
+
+    python -m cipherward.site_agent.training.server --socket PATH [--jobs N] [--lifeline]
+
+Loading torch and Opacus takes seconds and some 300 MB; a forked child has them at once and shares the memory.
+The server runs no task code, reads no data and holds no keys; it must be forked from nothing that does, so
+the agent starts it as a new program. It has one thread and runs no tensor operation, which is what makes
+forking safe.
+
+A client that hangs up has its child killed. With ``--lifeline`` the server ends, and its children with it,
+when its standard input closes: when the agent that started it is gone, however it went. (PR_SET_PDEATHSIG
+alone would end it with the *thread* that started it.) One server may serve several agents of one user.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+from cipherward.durable import explained
+from cipherward.errors import CipherwardError, EnvironmentProblem, UsageError
+
+# What loads numpy or torch is imported in ``preload``, after the number of their threads is fixed.
+
+_PR_SET_PDEATHSIG = 1
+_POLLRDHUP = select.POLLRDHUP
+_GONE = _POLLRDHUP | select.POLLHUP | select.POLLERR
+_REQUEST_SECONDS = 60.0
+_INSTALL = "Install the agent's dependencies: pip install 'cipherward[site]'"
+
+
+class _Child:
+    """A running job: its process and the connection that waits for it."""
+
+    def __init__(self, pid: int, connection: socket.socket) -> None:
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self.connection = connection
+
+    def close(self) -> None:
+        os.close(self.pidfd)
+        self.connection.close()
+
+
+class TrainerServer:
+    """Accepts a connection, forks a child that serves it, reaps; at most ``jobs`` children at a time."""
+
+    def __init__(self, listener: socket.socket, jobs: int, lifeline: int | None) -> None:
+        self._listener = listener
+        self._jobs = jobs
+        self._lifeline = lifeline
+        self._poll = select.poll()
+        self._by_fd: dict[int, _Child] = {}
+        self._poll.register(listener, select.POLLIN)
+        if lifeline is not None:
+            self._poll.register(lifeline, select.POLLIN)
+
+    def serve(self) -> None:
+        """Until the lifeline closes."""
+        while True:
+            ready = {fd for fd, _ in self._poll.poll()}
+            if self._lifeline in ready and not os.read(self._lifeline, 1):
+                self._kill_all()
+                return
+            # First what has ended, then what begins: a new connection may get a closed one's number.
+            for fd in ready & self._by_fd.keys():
+                child = self._by_fd.get(fd)
+                if child is not None:  # not finished just now through its other descriptor
+                    self._finish(child, killed=fd != child.pidfd)
+            if self._listener.fileno() in ready:
+                self._start()
+
+    def _start(self) -> None:
+        connection, _ = self._listener.accept()
+        server = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._become_child(connection, server)
+        child = _Child(pid, connection)
+        self._by_fd[child.pidfd] = self._by_fd[connection.fileno()] = child
+        self._poll.register(child.pidfd, select.POLLIN)
+        self._poll.register(connection, _GONE)
+        if self._running() >= self._jobs:
+            self._poll.unregister(self._listener)  # the rest wait in the backlog
+
+    def _finish(self, child: _Child, *, killed: bool) -> None:
+        """The child has exited, or its client has hung up."""
+        if killed:
+            os.kill(child.pid, signal.SIGKILL)
+        _, status = os.waitpid(child.pid, 0)
+        if os.WIFSIGNALED(status) and not killed:
+            name = signal.Signals(os.WTERMSIG(status)).name
+            sys.stderr.write(f"trainer: a job was ended by {name} (SIGKILL: often a lack of memory)\n")
+        if self._running() == self._jobs:
+            self._poll.register(self._listener, select.POLLIN)
+        for fd in (child.pidfd, child.connection.fileno()):
+            self._poll.unregister(fd)
+            del self._by_fd[fd]
+        child.close()
+
+    def _running(self) -> int:
+        return len(self._by_fd) // 2
+
+    def _kill_all(self) -> None:
+        for child in set(self._by_fd.values()):
+            os.kill(child.pid, signal.SIGKILL)
+            os.waitpid(child.pid, 0)
+
+    def _become_child(self, connection: socket.socket, server: int) -> NoReturn:
+        """In the new process: let go of what is the server's, do the job, exit. Never returns."""
+        status = 1
+        try:
+            end_with_parent(server)
+            self._listener.close()
+            if self._lifeline is not None:
+                os.close(self._lifeline)
+            # Another job's connection must close when its own child is gone.
+            for child in set(self._by_fd.values()):
+                child.close()
+            serve_one(connection)
+            status = 0
+        except (OSError, EOFError):
+            pass  # the client is gone; nobody is left to tell
+        finally:
+            sys.stderr.flush()
+            os._exit(status)  # without the server's exit handlers
+
+
+def serve_one(connection: socket.socket) -> None:
+    """Answer the one request of a connection. Raises OSError or EOFError if the client goes away."""
+    from cipherward.site_agent.training import jobs
+    from cipherward.site_agent.training.protocol import receive, send
+
+    try:
+        connection.settimeout(_REQUEST_SECONDS)
+        header, arrays = receive(connection)
+        connection.settimeout(None)
+        try:
+            result, out = jobs.run(header, arrays)
+        except (CipherwardError, MemoryError):
+            raise
+        except Exception as error:
+            # Task code may raise anything. Its text stays on this machine: it may quote data.
+            traceback.print_exc()
+            raise UsageError(
+                f"the task {header.get('task')!r} failed in {header.get('job')!r}",
+                why=f"it raised {type(error).__name__}: {error}",
+                fix="The trainer's log has the traceback",
+            ) from error
+    except MemoryError:
+        problem = EnvironmentProblem("the training job ran out of memory", fix="Give the machine more memory")
+        send(connection, {"error": _error(problem)})
+    except CipherwardError as error:
+        send(connection, {"error": _error(error)})
+    else:
+        send(connection, {"result": result}, out)
+
+
+def _error(error: CipherwardError) -> dict[str, str]:
+    return {"code": error.code, "what": error.what, "why": error.why, "fix": error.fix}
+
+
+def end_with_parent(server: int) -> None:
+    """Have the kernel kill this process when the server, whose only thread is its main thread, is gone."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != server:
+        raise OSError("the server is gone")
+
+
+def listen(path: Path) -> socket.socket:
+    """Bind the socket in its folder, which only its owner may enter.
+
+    Raises EnvironmentProblem if the folder is open to others, or another server is listening there.
+    """
+    with explained("use", path.parent):
+        status = path.parent.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise EnvironmentProblem(
+            f"will not listen in {path.parent}",
+            why="others could connect, or the folder is someone else's",
+            fix=f"Run: chmod 700 {path.parent}",
+        )
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        address = f"/proc/self/fd/{folder}/{path.name}"  # sun_path holds 107 bytes, a folder's path more
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(address)
+            except (FileNotFoundError, ConnectionRefusedError):
+                path.unlink(missing_ok=True)
+            else:
+                raise EnvironmentProblem(f"a trainer is already listening at {path}")
+        listener = socket.socket(socket.AF_UNIX)
+        with explained("listen at", path):
+            listener.bind(address)
+        listener.listen(128)
+    finally:
+        os.close(folder)
+    return listener
+
+
+def preload() -> None:
+    """Load what every job needs. Raises EnvironmentProblem if it is not installed.
+
+    BLAS and OpenMP must start no threads of their own before the forks; a child that wants more sets them.
+    """
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = "1"
+    try:
+        from cipherward.site_agent.training import dpsgd, jobs
+    except ImportError as error:
+        raise EnvironmentProblem(
+            "the trainer cannot load torch and Opacus", why=str(error), fix=_INSTALL
+        ) from error
+    del dpsgd, jobs
+    gc.collect()
+    gc.freeze()  # a collection in a child would copy the pages it touches
+
+
+def main() -> int:
+    """Run the server; returns its exit status."""
+    parser = argparse.ArgumentParser(description="Serve training jobs on a Unix socket.")
+    parser.add_argument("--socket", type=Path, required=True, help="where to listen; its folder must be 0700")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many may run at a time")
+    parser.add_argument("--lifeline", action="store_true", help="end when standard input closes")
+    options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent, which ends this server
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold patients' data
+    try:
+        preload()
+        listener = listen(options.socket)
+        TrainerServer(listener, max(1, options.jobs), 0 if options.lifeline else None).serve()
+    except CipherwardError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_status
+    options.socket.unlink(missing_ok=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
