@@ -33,6 +33,16 @@ _MAX_SIGMA = 1e6
 _MIN_SIGMA = 1e-3  # one release with less costs an epsilon above 1e5: counted as no noise at all
 
 
+def _check_noise(value: float) -> None:
+    if not 0 <= value <= _MAX_SIGMA:
+        raise UsageError(f"a noise multiplier of {value} is not between 0 and {_MAX_SIGMA:g}")
+
+
+def _check_count(value: int, name: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 2**53:
+        raise UsageError(f"{value!r} {name} is not a whole number from 1 to 2^53")
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class SampledGaussian:
     """``steps`` releases of a clipped sum, each patient in it with probability ``sampling_rate``.
@@ -68,6 +78,8 @@ class Gaussian:
 
 
 PrivacyEvent = SampledGaussian | Gaussian
+NO_PRIVACY = (Gaussian(0.0),)
+"""The cost of a round that trains without differential privacy."""
 
 
 def merged(events: Iterable[PrivacyEvent]) -> tuple[PrivacyEvent, ...]:
@@ -116,6 +128,17 @@ def check_delta(delta: float) -> None:
         raise UsageError(f"delta = {delta} cannot be used", why=f"it must be at least {MIN_DELTA}, below 1")
 
 
+def repeated(events: Iterable[PrivacyEvent], times: int) -> tuple[PrivacyEvent, ...]:
+    """The same events so many times over, without a long list. Raises UsageError beyond 2^53 steps."""
+    out: list[PrivacyEvent] = []
+    for event in events:
+        if isinstance(event, Gaussian):
+            out.append(Gaussian(event.noise_multiplier, event.count * times))
+        else:
+            out.append(SampledGaussian(event.noise_multiplier, event.sampling_rate, event.steps * times))
+    return tuple(out)
+
+
 def check_round(per_round: Sequence[PrivacyEvent]) -> None:
     """Raises UsageError for a round that would cost nothing."""
     if not per_round:
@@ -139,7 +162,7 @@ def rounds_left(
     history = merged(spent)
 
     def after(rounds: int) -> tuple[PrivacyEvent, ...]:
-        return merged([*history, *(_times(event, rounds) for event in per_round)])
+        return merged([*history, *repeated(per_round, rounds)])
 
     if epsilon(after(1), delta) > ceiling:
         return 0
@@ -231,22 +254,6 @@ def _last_within(
             high, at_high = guess, value
         slow = 0 if 2 * (high - low) <= width else slow + 1
     return low
-
-
-def _check_noise(value: float) -> None:
-    if not 0 <= value <= _MAX_SIGMA:
-        raise UsageError(f"a noise multiplier of {value} is not between 0 and {_MAX_SIGMA:g}")
-
-
-def _check_count(value: int, name: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 2**53:
-        raise UsageError(f"{value!r} {name} is not a whole number from 1 to 2^53")
-
-
-def _times(event: PrivacyEvent, rounds: int) -> PrivacyEvent:
-    if isinstance(event, Gaussian):
-        return Gaussian(event.noise_multiplier, event.count * rounds)
-    return SampledGaussian(event.noise_multiplier, event.sampling_rate, event.steps * rounds)
 
 
 @lru_cache(maxsize=256)

@@ -101,7 +101,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_a_clean_error_and_nothing_is_lost(tmp_path: Path) -> None:
     path = tmp_path / "site.db"
-    ledger = open_ledger(path, pages=14)
+    ledger = open_ledger(path, pages=12)
     ledger.register("ward", ["a", "b"])
     done = 0
     with pytest.raises(EnvironmentProblem, match="disk is full"):

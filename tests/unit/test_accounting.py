@@ -140,9 +140,7 @@ def test_impossible_inputs_are_refused() -> None:
             epsilon([Gaussian(1.0)], delta)
 
 
-@pytest.mark.parametrize(
-    ("target", "delta", "rate", "steps"), [(1.0, 1e-5, 0.01, 1000), (0.1, 1e-5, 1.0, 1), (5.0, 1e-6, 0.1, 40)]
-)
+@pytest.mark.parametrize(("target", "delta", "rate", "steps"), [(1.0, 1e-5, 0.01, 1000), (0.1, 1e-5, 1.0, 1)])
 def test_calibrated_noise_is_the_smallest_that_fits(
     target: float, delta: float, rate: float, steps: int
 ) -> None:
@@ -176,7 +174,7 @@ def test_rounds_left_is_exact() -> None:
 
 def test_importing_it_loads_neither_torch_nor_scipy() -> None:
     code = (
-        "import sys, cipherward.site_agent.ledger.accounting\n"
+        "import sys, cipherward.site_agent.ledger.report, cipherward.site_agent.policy\n"
         "sys.exit(bool({'torch', 'scipy', 'dp_accounting'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
