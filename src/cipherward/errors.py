@@ -5,12 +5,14 @@ CipherwardError
 ├── EnvironmentProblem   disk full, port in use, missing file          exit 3
 ├── VerificationError    a signature, digest, certificate or proof fails
 │   ├── FormatError      bytes that do not have the agreed structure
-│   └── IdentityError    who sent this is not who it must be
+│   ├── IdentityError    who sent this is not who it must be
+│   └── RollbackError    this machine's own state is an older copy
 ├── PolicyError          the hospital's own policy refuses
 │   └── BudgetError      the privacy budget is spent
 ├── ProtocolError        a message that the round's state does not allow
 │   ├── ConflictError    same id, different content
-│   └── LateError        the round has moved on
+│   ├── LateError        the round has moved on
+│   └── NotFoundError    there is no such record or item (yet)
 ├── LimitError           a size, rate or count limit is exceeded
 └── UnavailableError     a peer or worker cannot be reached; retry later
 """
@@ -74,6 +76,12 @@ class IdentityError(VerificationError):
     code = "CW-320"
 
 
+class RollbackError(VerificationError):
+    """This machine's own state is an older copy than what it signed for. Going on could spend privacy twice."""
+
+    code = "CW-330"
+
+
 class PolicyError(CipherwardError):
     """The hospital's own policy does not allow what the study asks."""
 
@@ -102,6 +110,12 @@ class LateError(ProtocolError):
     """The round or study has moved on; this message can no longer count."""
 
     code = "CW-520"
+
+
+class NotFoundError(ProtocolError):
+    """What was asked for does not exist, or not yet."""
+
+    code = "CW-530"
 
 
 class LimitError(CipherwardError):

@@ -1,0 +1,1 @@
+"""Talking to the coordinator: the channel, its errors, and one method for each RPC that a site uses."""

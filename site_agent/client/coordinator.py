@@ -1,0 +1,164 @@
+"""One method for each RPC that a site calls. Every call has a deadline; every failure is one of our errors.
+
+What comes back is not believed here: callers verify it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import grpc
+
+from cipherward.errors import CipherwardError, FormatError
+from cipherward.proto.v1.common_pb2 import Signed
+from cipherward.proto.v1.coordinator_pb2 import (
+    DataChunk,
+    GetManifestRequest,
+    GetRecordRequest,
+    GetRelayRequest,
+    GetSumRequest,
+    HelloReply,
+    HelloRequest,
+    PostRequest,
+    RecordKind,
+    RelayMessage,
+    RequestModelRequest,
+    StudySnapshot,
+    UploadHeader,
+    UploadMessage,
+    WatchWorkRequest,
+)
+from cipherward.proto.v1.coordinator_pb2_grpc import CoordinatorStub
+from cipherward.site_agent.client.errors import is_not_found, translated
+
+CALL_SECONDS = 30.0
+STREAM_SECONDS = 3600.0
+"""For transfers of models and sums; a broken connection shows by keepalive long before."""
+
+
+class CoordinatorClient:
+    """The coordinator as a site sees it. Thread-safe."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._stub = CoordinatorStub(channel)
+        self._streams: set[Any] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def cancel_streams(self) -> None:
+        """Break off every stream, now and from now on: the agent stops."""
+        with self._lock:
+            self._closed = True
+            streams = list(self._streams)
+        for stream in streams:
+            stream.cancel()
+
+    def _stream(self, call: Any) -> Iterator[Any]:
+        with self._lock:
+            if self._closed:
+                call.cancel()
+            self._streams.add(call)
+        try:
+            with translated():
+                yield from call
+        finally:
+            call.cancel()
+            with self._lock:
+                self._streams.discard(call)
+
+    def hello(self, request: HelloRequest) -> HelloReply:
+        """Versions, clocks, status list, studies. Waits for the connection for a few seconds."""
+        with translated():
+            return self._stub.Hello(request, timeout=10.0, wait_for_ready=False)
+
+    def watch(self) -> Iterator[StudySnapshot]:
+        """Snapshots as they change, without end; breaks off with UnavailableError."""
+        yield from self._stream(self._stub.WatchWork(WatchWorkRequest()))
+
+    def manifest(self, study: str, version: int = 0) -> Signed:
+        """The signed manifest of that version (0: the newest)."""
+        with translated():
+            return self._stub.GetManifest(
+                GetManifestRequest(study=study, version=version), timeout=CALL_SECONDS
+            )
+
+    def initial_weights(self, study: str, version: int, size: int) -> bytes:
+        """The initial weights, exactly ``size`` bytes; raises FormatError for any other number."""
+        request = GetManifestRequest(study=study, version=version)
+        content = bytearray()
+        for chunk in self._stream(self._stub.GetInitialWeights(request, timeout=STREAM_SECONDS)):
+            content += chunk.data
+            if len(content) > size:
+                break
+        if len(content) != size:
+            raise FormatError("the initial weights have another size than the manifest says")
+        return bytes(content)
+
+    def record(self, study: str, round_number: int, kind: RecordKind.ValueType) -> Signed | None:
+        """A signed record of the round, or None if there is none."""
+        request = GetRecordRequest(study=study, round=round_number, kind=kind)
+        try:
+            with translated():
+                return self._stub.GetRecord(request, timeout=CALL_SECONDS)
+        except CipherwardError as error:
+            if is_not_found(error):
+                return None
+            raise
+
+    def post_join(self, study: str, record: Signed) -> None:
+        """Ready to upload."""
+        with translated():
+            self._stub.PostJoin(PostRequest(study=study, record=record), timeout=CALL_SECONDS)
+
+    def upload_state(self, header: UploadHeader) -> int:
+        """How many chunks of the attempt the coordinator has stored durably."""
+        with translated():
+            return self._stub.GetUploadState(header, timeout=CALL_SECONDS).chunks_stored
+
+    def upload(self, messages: Iterable[UploadMessage]) -> int:
+        """Stream chunks; returns how many are stored durably."""
+        with translated():
+            return self._stub.Upload(iter(messages), timeout=STREAM_SECONDS).chunks_stored
+
+    def post_commit(self, study: str, record: Signed) -> None:
+        """The update exists from here on."""
+        with translated():
+            self._stub.PostCommit(PostRequest(study=study, record=record), timeout=CALL_SECONDS)
+
+    def sum_chunks(self, study: str, round_number: int, first_index: int) -> Iterator[DataChunk]:
+        """Chunks of the sum from that index on."""
+        request = GetSumRequest(study=study, round=round_number, first_index=first_index)
+        yield from self._stream(self._stub.GetSum(request, timeout=STREAM_SECONDS))
+
+    def post_model_report(self, study: str, record: Signed) -> None:
+        """The model that this site has."""
+        with translated():
+            self._stub.PostModelReport(PostRequest(study=study, record=record), timeout=CALL_SECONDS)
+
+    def model_reports(self, study: str, round_number: int) -> list[Signed]:
+        """What the sites reported after the round."""
+        request = GetRecordRequest(study=study, round=round_number)
+        return list(self._stream(self._stub.GetModelReports(request, timeout=CALL_SECONDS)))
+
+    def put_relay(self, messages: Iterable[RelayMessage]) -> None:
+        """Leave a sealed item for another site."""
+        with translated():
+            self._stub.PutRelay(iter(messages), timeout=STREAM_SECONDS)
+
+    def get_relay(self, study: str, kind: int, sender: str = "") -> Iterator[RelayMessage]:
+        """A sealed item for this site: the signed item first, then its body. Nothing if there is none yet."""
+        request = GetRelayRequest(study=study, kind=kind, sender=sender)
+        try:
+            yield from self._stream(self._stub.GetRelay(request, timeout=STREAM_SECONDS))
+        except CipherwardError as error:
+            if not is_not_found(error):
+                raise
+
+    def request_model(self, study: str, round_number: int) -> None:
+        """Ask the other sites for the newest model; ``round_number``: the last whose model this site has."""
+        with translated():
+            self._stub.RequestModel(
+                RequestModelRequest(study=study, round=round_number), timeout=CALL_SECONDS
+            )

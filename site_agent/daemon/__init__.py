@@ -1,0 +1,1 @@
+"""The site agent: one long-lived process that dials the coordinator and takes part in rounds."""

@@ -1,0 +1,213 @@
+"""The daemon: start order, the studies' loops, and a clean end.
+
+The trainer server is started before any key is loaded, so that no process that runs task code was ever
+forked from one with keys in memory.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from structlog.typing import FilteringBoundLogger
+
+from cipherward.clock import Clock
+from cipherward.crypto.pki.site_keys import load_sealing_key
+from cipherward.crypto.pki.store import load_member
+from cipherward.database import open_database
+from cipherward.errors import (
+    CipherwardError,
+    ConflictError,
+    PolicyError,
+    RollbackError,
+    UsageError,
+    VerificationError,
+)
+from cipherward.ids import Role
+from cipherward.proto.v1.coordinator_pb2 import HelloReply, StudySnapshot, StudyState
+from cipherward.site_agent.client.channel import open_channel
+from cipherward.site_agent.client.coordinator import CoordinatorClient
+from cipherward.site_agent.daemon.admission import admit
+from cipherward.site_agent.daemon.connection import Connection
+from cipherward.site_agent.daemon.hospital import register_data_sets
+from cipherward.site_agent.daemon.notify import notify
+from cipherward.site_agent.daemon.rollback import check_own_commit
+from cipherward.site_agent.daemon.site import Site
+from cipherward.site_agent.daemon.study import Study
+from cipherward.site_agent.daemon.study_loop import StudyLoop
+from cipherward.site_agent.ledger.accountant import SubprocessAccountant
+from cipherward.site_agent.ledger.ledger import Ledger
+from cipherward.site_agent.ledger.patients import PatientKey
+from cipherward.site_agent.policy import load as load_policy
+from cipherward.site_agent.state.folder import MIGRATIONS, SiteFolder
+from cipherward.site_agent.state.models import ModelStore
+from cipherward.site_agent.state.studies import REFUSED, StudyStore
+from cipherward.site_agent.training.client import Trainer
+
+STOP_SECONDS = 12.0
+"""For threads to end; systemd and the tests allow 15."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Of ``cipherward site run``."""
+
+    folder: Path
+    coordinator: str
+    trainer_socket: Path | None = None
+    once_finished: bool = False
+
+
+def open_site(options: Options, trainer: Trainer, clock: Clock, log: FilteringBoundLogger) -> Site:
+    """Load keys, policy and state, and check them. The trainer must have been started before."""
+    folder = SiteFolder(options.folder)
+    member = load_member(options.folder, Role.SITE, clock.now())
+    folder.prepare()
+    engine = open_database(folder.database_url, MIGRATIONS)
+    folder.database.chmod(0o600)
+    ledger = Ledger(engine, _patient_key(folder), accountant=SubprocessAccountant(), clock=clock)
+    ledger.verify_chain()
+    site = Site(
+        folder=folder,
+        member=member,
+        sealing_key=load_sealing_key(options.folder, member.credential.sealing_key),
+        policy=load_policy(folder.policy),
+        ledger=ledger,
+        engine=engine,
+        studies=StudyStore(engine),
+        models=ModelStore(folder.models),
+        trainer=trainer,
+        clock=clock,
+        log=log,
+    )
+    for warning in member.warnings(clock.now()):
+        log.warning(warning)
+    return site
+
+
+def _patient_key(folder: SiteFolder) -> PatientKey:
+    """Made on the first start. A ledger that was made with another one refuses it."""
+    if not folder.patient_key.exists():
+        return PatientKey.create(folder.patient_key)
+    return PatientKey.read(folder.patient_key)
+
+
+class Agent:
+    """Everything that runs while the daemon runs."""
+
+    def __init__(self, site: Site, client: CoordinatorClient, *, once_finished: bool) -> None:
+        self._site, self._client, self._once_finished = site, client, once_finished
+        self._connection = Connection(site, client, self._hello, self._snapshot)
+        self._loops: dict[str, StudyLoop] = {}
+        self._refused: dict[str, bytes] = {}
+        self._over: set[str] = set()
+
+    def run(self) -> None:
+        """Until ``stop``, or until all studies have ended where that was asked for."""
+        try:
+            self._connection.run()
+        finally:
+            for loop in self._loops.values():
+                loop.stop()
+            for loop in self._loops.values():
+                loop.join(STOP_SECONDS / 2)
+
+    def stop(self) -> None:
+        """End ``run`` soon. Safe to call from a signal handler's thread."""
+        self._connection.stop()
+
+    def _hello(self, reply: HelloReply) -> None:
+        for snapshot in reply.studies:
+            self._snapshot(snapshot)
+        notify("READY=1")
+
+    def _snapshot(self, snapshot: StudySnapshot) -> None:
+        """Called for one snapshot at a time."""
+        try:
+            loop = self._loop(snapshot)
+        except RollbackError:
+            raise  # the ledger serves all studies
+        except (VerificationError, PolicyError, UsageError, ConflictError) as error:
+            self._refuse(snapshot, error)
+        else:
+            if loop is not None:
+                loop.offer(snapshot)
+        self._end_if_finished()
+
+    def _loop(self, snapshot: StudySnapshot) -> StudyLoop | None:
+        """The study's loop, admitted and started first if that is needed; None if the study is refused."""
+        name, site = snapshot.study, self._site
+        known = site.studies.versions(name)
+        newest = known.trusts[-1].manifest.version if known else 0
+        if self._refused.get(name) == snapshot.manifest_digest:
+            return None
+        row = site.studies.row(name)
+        running = snapshot.state == StudyState.STUDY_STATE_RUNNING
+        if newest < snapshot.manifest_version or (row is not None and row.state == REFUSED):
+            if not running and newest == 0:
+                self._over.add(name)
+                return None  # ended before this site ever took part
+            admit(site, self._client, name, snapshot.manifest_digest)
+            self._refused.pop(name, None)
+        if name not in self._loops:
+            study = Study(site, self._client, name)
+            check_own_commit(study, snapshot.round)
+            self._loops[name] = StudyLoop(study, self._end_if_finished)
+            self._loops[name].start()
+        return self._loops[name]
+
+    def _refuse(self, snapshot: StudySnapshot, error: CipherwardError) -> None:
+        name = snapshot.study
+        self._refused[name] = snapshot.manifest_digest
+        self._site.studies.set_state(name, REFUSED, str(error))
+        self._site.log.error("study refused", study=name, error=str(error))
+        if (loop := self._loops.pop(name, None)) is not None:
+            loop.stop()
+
+    def _end_if_finished(self) -> None:
+        if not self._once_finished:
+            return
+        loops = list(self._loops.values())
+        if (loops or self._refused or self._over) and all(loop.ended.is_set() for loop in loops):
+            self._connection.stop()
+
+
+def run(options: Options, clock: Clock, log: FilteringBoundLogger) -> None:
+    """``cipherward site run``: returns after SIGTERM, SIGINT, or the end of all studies if that was asked
+    for.
+
+    Raises a CipherwardError that says what to do if the site cannot start or must stop.
+    """
+    folder = SiteFolder(options.folder)
+    trainer = Trainer(options.trainer_socket or folder.trainer_socket, spawn=options.trainer_socket is None)
+    try:
+        trainer.start()
+        site = open_site(options, trainer, clock, log)
+        try:
+            _serve(options, site)
+        finally:
+            site.engine.dispose()
+    finally:
+        notify("STOPPING=1")
+        trainer.close()
+
+
+def _serve(options: Options, site: Site) -> None:
+    register_data_sets(site)
+    with open_channel(options.coordinator, site.member.channel_credentials()) as channel:
+        agent = Agent(site, CoordinatorClient(channel), once_finished=options.once_finished)
+
+        def stop(_number: int, _frame: FrameType | None) -> None:
+            site.log.info("stopping")
+            # Not in the handler itself: it may have interrupted a holder of the same locks.
+            threading.Thread(target=agent.stop, name="stop", daemon=True).start()
+
+        previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            agent.run()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)

@@ -1,0 +1,33 @@
+"""The daemon's log: plain lines for people, JSON lines for machines. What goes in are names, rounds, counts
+and digests; keys, updates, weights and patients' data are never passed to it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TextIO
+
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+
+
+def _plain(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
+    """``TIME LEVEL event key=value ...``, without colours: it goes to a journal or a terminal alike."""
+    time, level, text = event.pop("timestamp"), event.pop("level"), event.pop("event")
+    rest = " ".join(f"{key}={value}" for key, value in event.items())
+    return f"{time} {level:<7} {text}{'  ' + rest if rest else ''}"
+
+
+def make_logger(*, json_lines: bool, stream: TextIO | None = None) -> FilteringBoundLogger:
+    """A logger that writes to ``stream`` (by default standard output), from level INFO."""
+    renderer = structlog.processors.JSONRenderer() if json_lines else _plain
+    logger: FilteringBoundLogger = structlog.wrap_logger(
+        structlog.WriteLogger(stream or sys.stdout),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%SZ", utc=True),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+    ).bind()
+    return logger

@@ -1,0 +1,165 @@
+"""A site that was away, or whose model differs from the others', takes the model over from a peer: sealed
+to its long-term key, and believed only if enough members of the last U signed for its digest. A site that
+has the model seals it for those that ask."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from cipherward.clock import Clock
+from cipherward.crypto.labels import Label
+from cipherward.crypto.records import agreement_needed, verify_model_report
+from cipherward.crypto.signing import record_digest
+from cipherward.crypto.transcript import model_digest
+from cipherward.errors import UnavailableError, VerificationError
+from cipherward.proto.v1.common_pb2 import Signed
+from cipherward.proto.v1.round_pb2 import ModelReport, RelayItem
+from cipherward.site_agent.daemon.relay import open_item, seal_item
+from cipherward.site_agent.daemon.study import Study
+from cipherward.site_agent.journal.journal import Entry
+
+TURN_SECONDS = 5.0
+"""How long the next site waits for the one before it to send a model that someone asks for."""
+REPEAT_SECONDS = 30.0
+
+
+class Resync:
+    """Models between sites, for one study."""
+
+    def __init__(self, study: Study, clock: Clock) -> None:
+        self._study, self._clock = study, clock
+        self._asked: dict[tuple[str, int], float] = {}
+        self._sent: dict[tuple[str, int], float] = {}
+
+    def agreed(self, last: Entry) -> bytes | None:
+        """The digest that enough *other* members of the last U reported after that round, or None.
+
+        Reports with a bad signature, of other rounds or of sites outside U do not count.
+        """
+        study = self._study
+        trust = study.trust(last.round)
+        others = [name for name in last.cohort if name != study.site.name]
+        close = record_digest(Label.CLOSE_RECORD, Signed.FromString(last.closing_record or b""))
+        votes: dict[str, bytes] = {}
+        for signed in study.client.model_reports(study.name, last.round):
+            name = signed.signer.rpartition("/")[2]
+            if name not in others:
+                continue
+            try:
+                report: ModelReport = verify_model_report(signed, trust, last.round, name)
+            except VerificationError as error:
+                study.log.warning("a model report is refused", sender=name, error=str(error))
+                continue
+            if report.close_digest == close:
+                votes[name] = report.model_digest
+        if not votes:
+            return None
+        digest, count = Counter(votes.values()).most_common(1)[0]
+        return digest if count >= agreement_needed(trust.manifest.colluders, len(others)) else None
+
+    def ensure_model(self, current_round: int) -> None:
+        """Have the model after the last closed round, fetching it from a peer if this site has another one.
+
+        Raises UnavailableError while there is no agreement or no peer has sent it, VerificationError for a
+        model that is not the agreed one.
+        """
+        study = self._study
+        last, row = study.journal.last_closed(), study.row()
+        if last is None:
+            return
+        agreed = self.agreed(last)
+        if row.model_round == last.round and (agreed is None or agreed == row.model_digest):
+            return
+        if agreed is None:
+            raise UnavailableError(
+                f"the other sites have not yet agreed on the model after round {last.round} of {study.name}",
+                why="not enough of them have reported it",
+            )
+        if row.model_round == last.round:
+            study.log.warning("this site's model differs from the others'", round=last.round)
+            study.journal.incident(
+                last.round, "this site's model differed from the one that the others agreed on"
+            )
+        self._take_over(current_round, last, agreed)
+
+    def _take_over(self, current_round: int, last: Entry, agreed: bytes) -> None:
+        study, site = self._study, self._study.site
+        study.client.request_model(study.name, study.row().model_round)
+        trust = study.trust(current_round)
+        size = 4 * trust.manifest.parameter_count
+
+        def accept(item: RelayItem) -> None:
+            if (
+                item.round != last.round
+                or item.content_digest != agreed
+                or item.transcript != last.transcript
+            ):
+                raise UnavailableError(
+                    f"{item.sender} sent the model after round {item.round}",
+                    why=f"this site waits for the one that the others agreed on after round {last.round}",
+                )
+
+        received = open_item(
+            study.client.get_relay(study.name, RelayItem.KIND_MODEL),
+            trust,
+            site.sealing_key,
+            receiver=site.name,
+            kind=RelayItem.KIND_MODEL,
+            max_bytes=size,
+            accept=accept,
+        )
+        if received is None:
+            raise UnavailableError(f"no site has sent the model after round {last.round} of {study.name} yet")
+        item, content = received
+        weights = np.frombuffer(content, dtype="<f4").astype(np.float32)
+        if len(content) != size or model_digest(weights) != agreed or not np.isfinite(weights).all():
+            raise VerificationError(
+                f"the model that {item.sender} sent is not the one that the sites agreed on"
+            )
+        site.models.put(weights)
+        site.studies.set_model(study.name, last.round, agreed)
+        study.log.info("took over the model from a peer", sender=item.sender, round=last.round)
+
+    def serve(self, current_round: int, wanted_by: list[str]) -> bool:
+        """Seal the newest model for sites that ask, if this site has it and its turn has come.
+
+        Returns whether there is something left to do later.
+        """
+        study, site = self._study, self._study.site
+        last, row = study.journal.last_closed(), study.row()
+        self._asked = {key: since for key, since in self._asked.items() if key[0] in wanted_by}
+        if last is None or row.model_round != last.round:
+            return False
+        trust, now, waiting = study.trust(current_round), self._clock.monotonic(), False
+        able = [name for name in last.cohort if name in trust.sites and name not in wanted_by]
+        turn = able.index(site.name) if site.name in able else len(able)
+        for receiver in wanted_by:
+            key = (receiver, last.round)
+            if receiver == site.name or receiver not in trust.sites:
+                continue
+            since = self._asked.setdefault(key, now)
+            if (
+                now - since < turn * TURN_SECONDS
+                or now - self._sent.get(key, -REPEAT_SECONDS) < REPEAT_SECONDS
+            ):
+                waiting = True
+                continue
+            study.client.put_relay(
+                seal_item(
+                    trust,
+                    site.member.signing_key,
+                    str(site.member.identity),
+                    kind=RelayItem.KIND_MODEL,
+                    sender=site.name,
+                    receiver=receiver,
+                    round_number=last.round,
+                    content=site.models.get(row.model_digest).astype("<f4").tobytes(),
+                    content_digest=row.model_digest,
+                    transcript=last.transcript or b"",
+                )
+            )
+            self._sent[key] = now
+            study.log.info("sealed the model for a peer", receiver=receiver, round=last.round)
+        return waiting

@@ -1,0 +1,33 @@
+"""A site whose state is an older copy would spend privacy twice, or commit twice. The coordinator keeps the
+site's own last commit, which signs the ledger's head: it shows."""
+
+from __future__ import annotations
+
+from cipherward.crypto.labels import Label
+from cipherward.crypto.signing import verify
+from cipherward.errors import RollbackError, VerificationError
+from cipherward.proto.v1.coordinator_pb2 import RecordKind
+from cipherward.proto.v1.round_pb2 import Commit
+from cipherward.site_agent.daemon.study import Study
+
+
+def check_own_commit(study: Study, round_number: int) -> None:
+    """Compare with the last commit that the coordinator has of this site. Raises RollbackError if this site's
+    ledger or journal does not know of it."""
+    signed = study.client.record(study.name, round_number, RecordKind.RECORD_KIND_COMMIT)
+    if signed is None:
+        return
+    site = study.site
+    commit = verify(signed, Label.COMMIT, site.member.signing_key.public(), Commit)
+    if commit.site != site.name:
+        raise VerificationError("the coordinator showed another site's commit as this site's own")
+    try:
+        site.ledger.check_not_rolled_back(commit.ledger_sequence, commit.ledger_head)
+    except VerificationError as error:
+        raise RollbackError(error.what, why=error.why, fix=error.fix) from error
+    if study.journal.entry(commit.round).commit_record is None:
+        raise RollbackError(
+            f"this site committed in round {commit.round} of {study.name}, and its journal does not know",
+            why="the site's state is an older copy",
+            fix="Restore the newest backup of the site's folder; taking part again could reveal an update",
+        )

@@ -1,0 +1,211 @@
+"""One study as this site sees it: its verified manifests, its records, and its transcript.
+
+Records are fetched, verified and journalled here, always in that order, so that the rest of the daemon
+works with records that are believed and on disk.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, update
+
+from cipherward.crypto.labels import Label
+from cipherward.crypto.records import (
+    Plan,
+    StudyTrust,
+    verify_abort,
+    verify_close,
+    verify_plan,
+    verify_round_record,
+)
+from cipherward.crypto.signing import record_digest, verify
+from cipherward.crypto.suites import registry
+from cipherward.crypto.suites.base import SuiteParams
+from cipherward.crypto.suites.payload import Layout
+from cipherward.crypto.transcript import transcript_next
+from cipherward.errors import ConflictError, ProtocolError, UnavailableError, UsageError, VerificationError
+from cipherward.proto.v1.common_pb2 import Signed
+from cipherward.proto.v1.coordinator_pb2 import RecordKind
+from cipherward.proto.v1.round_pb2 import AbortRecord, CloseRecord, RoundRecord
+from cipherward.site_agent.client.coordinator import CoordinatorClient
+from cipherward.site_agent.daemon.site import Site
+from cipherward.site_agent.journal.journal import Journal
+from cipherward.site_agent.journal.outbox import Outbox
+from cipherward.site_agent.state.studies import StudyRow, Versions
+from cipherward.site_agent.state.tables import studies
+from cipherward.site_agent.training.metrics import METRICS
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A verified close record, not yet in the transcript."""
+
+    signed: Signed
+    record: CloseRecord
+    plan: Plan
+    digest: bytes
+
+    @property
+    def cohort(self) -> tuple[str, ...]:
+        """U, in order."""
+        return tuple(item.site for item in self.record.contributions)
+
+
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """A verified abort record, not yet in the transcript."""
+
+    signed: Signed
+    record: AbortRecord
+    digest: bytes
+
+
+class Study:
+    """A study that was admitted. Safe to use from several threads."""
+
+    def __init__(self, site: Site, client: CoordinatorClient, name: str) -> None:
+        self.site, self.client, self.name = site, client, name
+        self.journal = Journal(site.engine, name, site.clock)
+        self.log = site.log.bind(study=name)
+
+    def row(self) -> StudyRow:
+        """Where it stands; raises UsageError if it was never admitted."""
+        row = self.site.studies.row(self.name)
+        if row is None:
+            raise UsageError(f"study {self.name} is not known here")
+        return row
+
+    def versions(self) -> Versions:
+        """Its accepted manifests; raises UsageError if it was never admitted."""
+        versions = self.site.studies.versions(self.name)
+        if versions is None:
+            raise UsageError(f"study {self.name} was not admitted here")
+        return versions
+
+    def trust(self, round_number: int) -> StudyTrust:
+        """The manifest in force in that round."""
+        return self.versions().in_force(round_number)
+
+    def params(self, trust: StudyTrust) -> SuiteParams:
+        """The suite's parameter set, at the study's bound."""
+        suite = trust.manifest.suite
+        return registry.suite(suite.name).parameters(suite.parameters, suite.bound or None)
+
+    def layout(self, trust: StudyTrust) -> Layout:
+        """Sizes of an update."""
+        return Layout(trust.manifest.parameter_count, METRICS)
+
+    def outbox(self, round_number: int) -> Outbox:
+        """The round's files."""
+        return Outbox(self.site.folder.outbox(self.name, round_number))
+
+    # Records
+
+    def _fetch(self, round_number: int, kind: RecordKind.ValueType, what: str) -> Signed:
+        signed = self.client.record(self.name, round_number, kind)
+        if signed is None:
+            raise UnavailableError(f"the coordinator has no {what} of round {round_number} yet")
+        return signed
+
+    def round_record(self, round_number: int) -> tuple[RoundRecord, bytes]:
+        """The round's opening and its digest. Raises UnavailableError if it is not open yet."""
+        known = self.journal.entry(round_number).round_record
+        signed = (
+            Signed.FromString(known)
+            if known is not None
+            else self._fetch(round_number, RecordKind.RECORD_KIND_ROUND, "round record")
+        )
+        record = verify_round_record(signed, self.trust(round_number), round_number)
+        if known is None:
+            self.journal.write(round_number, round_record=signed.SerializeToString(deterministic=True))
+        return record, record_digest(Label.ROUND_RECORD, signed)
+
+    def check_round_record(self, round_number: int, digest: bytes) -> None:
+        """Raises VerificationError, and keeps the evidence, if the coordinator now speaks of another
+        opening."""
+        if digest and digest != self.round_record(round_number)[1]:
+            other = self.client.record(self.name, round_number, RecordKind.RECORD_KIND_ROUND)
+            self.journal.incident(round_number, "the coordinator opened this round twice", other)
+            raise VerificationError(f"the coordinator opened round {round_number} of {self.name} twice")
+
+    def plan(self, round_number: int, announced: bytes = b"") -> Plan:
+        """The round's one plan record, accepted in the journal before it is used.
+
+        ``announced``: the digest in the coordinator's snapshot; another than the accepted one is refused.
+        """
+        trust = self.trust(round_number)
+        _, opening = self.round_record(round_number)
+        known = self.journal.entry(round_number).plan_record
+        if known is not None:
+            plan = verify_plan(Signed.FromString(known), trust, opening, round_number)
+            if not announced or announced == plan.digest:
+                return plan
+        signed = self._fetch(round_number, RecordKind.RECORD_KIND_PLAN, "plan record")
+        plan = verify_plan(signed, trust, opening, round_number)
+        self.journal.accept_plan(round_number, signed)
+        return plan
+
+    def closing(self, round_number: int) -> Closed | Aborted | None:
+        """The verified record that ended the round, next in the transcript; None if there is none yet."""
+        signed = self.client.record(self.name, round_number, RecordKind.RECORD_KIND_CLOSE)
+        if signed is None:
+            return None
+        trust, transcript = self.trust(round_number), self.row().transcript
+        try:
+            verify(signed, Label.ABORT_RECORD, trust.manifest.coordinator.signing_key, AbortRecord)
+        except VerificationError:
+            plan = self.plan(round_number)
+            close = verify_close(signed, trust, plan, transcript)
+            return Closed(signed, close, plan, record_digest(Label.CLOSE_RECORD, signed))
+        abort = verify_abort(signed, trust, round_number, transcript)
+        return Aborted(signed, abort, record_digest(Label.ABORT_RECORD, signed))
+
+    # The transcript
+
+    def chain(self, connection: Connection, round_number: int, ending: Closed | Aborted) -> None:
+        """Put the record into the transcript, in the caller's transaction. Raises ConflictError out of
+        order."""
+        row = self.row_in(connection)
+        if row.transcript_round >= round_number:
+            raise ConflictError(f"round {round_number} of {self.name} is in the transcript already")
+        after = transcript_next(row.transcript, ending.digest)
+        cohort = " ".join(ending.cohort) if isinstance(ending, Closed) else None
+        self.journal.write_in(
+            connection,
+            round_number,
+            closing_record=ending.signed.SerializeToString(deterministic=True),
+            transcript=after,
+            aborted=isinstance(ending, Aborted),
+            contributors=cohort,
+        )
+        connection.execute(
+            update(studies)
+            .where(studies.c.study == self.name)
+            .values(transcript_round=round_number, transcript=after)
+        )
+
+    def row_in(self, connection: Connection) -> StudyRow:
+        """The study's row as the transaction sees it."""
+        query = studies.select().where(studies.c.study == self.name)
+        return StudyRow(**connection.execute(query).one()._mapping)
+
+    def settle_without_model(self, round_number: int, ending: Closed | Aborted) -> None:
+        """Chain a round that this site applies no sum of: it was aborted, missed, or its sum did not
+        verify."""
+        entry = self.journal.entry(round_number)
+        counted = isinstance(ending, Closed) and self.site.name in ending.cohort
+        if entry.started and not counted:
+            # Before the transaction, and idempotent: a crash between the two repeats it.
+            self.mark_lost(round_number)
+        with self.site.engine.begin() as connection:
+            self.chain(connection, round_number, ending)
+        self.outbox(round_number).discard()
+
+    def mark_lost(self, round_number: int) -> None:
+        """Its budget stays spent; the hospital's policy caps how often that may happen."""
+        if self.trust(round_number).manifest.dp_disabled:
+            return
+        with suppress(ProtocolError):  # a crash came before the reservation: nothing was spent
+            self.site.ledger.mark_lost(self.row().data_set, self.name, round_number)

@@ -1,0 +1,110 @@
+"""``site fsck``: whether what is on disk holds together. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from sqlalchemy import Engine, text
+
+from cipherward.clock import SystemClock
+from cipherward.crypto import merkle
+from cipherward.crypto.labels import Label
+from cipherward.crypto.records import StudyTrust, verify_abort, verify_close, verify_plan, verify_round_record
+from cipherward.crypto.signing import record_digest
+from cipherward.crypto.transcript import transcript_next, transcript_start
+from cipherward.errors import CipherwardError, EnvironmentProblem
+from cipherward.proto.v1.common_pb2 import Signed
+from cipherward.site_agent.journal.journal import Entry, Journal
+from cipherward.site_agent.journal.outbox import Outbox
+from cipherward.site_agent.ledger.ledger import Ledger
+from cipherward.site_agent.state.folder import SiteFolder
+from cipherward.site_agent.state.models import ModelStore
+from cipherward.site_agent.state.studies import StudyStore
+
+SECRETS = ("tls.key", "signing.key", "sealing.key", "patient.key", "state.db")
+
+
+def check(folder: SiteFolder, engine: Engine, ledger: Ledger) -> list[str]:
+    """What is wrong, in words; empty if nothing is."""
+    problems: list[str] = []
+
+    def attempt(what: str, examine: Callable[[], object]) -> None:
+        try:
+            examine()
+        except CipherwardError as error:
+            problems.append(f"{what}: {error}")
+
+    problems += _database(engine)
+    attempt("ledger", ledger.verify_chain)
+    problems += _modes(folder)
+    store, models = StudyStore(engine), ModelStore(folder.models)
+    for name in store.names():
+        row, versions = store.row(name), store.versions(name)
+        if row is None or versions is None:
+            continue
+        if row.model_round or models.path(row.model_digest).exists():
+            attempt(f"model of {name}", partial(models.get, row.model_digest))
+        journal = Journal(engine, name, SystemClock())
+        transcript: bytes = transcript_start(name, versions.trusts[0].digest)
+        for entry in journal.history():
+            what = f"round {entry.round} of {name}"
+            try:
+                transcript = _transcript(entry, versions.in_force(entry.round), transcript)
+            except CipherwardError as error:
+                problems.append(f"{what}: {error}")
+                break
+            attempt(what, partial(_outbox, folder, name, entry))
+        else:
+            if transcript != row.transcript:
+                problems.append(f"transcript of {name}: it is not the hash of the rounds on record")
+    return problems
+
+
+def _database(engine: Engine) -> Iterator[str]:
+    with engine.connect() as connection:
+        for pragma in ("integrity_check", "foreign_key_check"):
+            for row in connection.execute(text(f"PRAGMA {pragma}")):
+                if row[0] != "ok":
+                    yield f"database: {pragma.replace('_', ' ')} says {row[0]}"
+
+
+def _modes(folder: SiteFolder) -> Iterator[str]:
+    files = [folder.root / name for name in SECRETS]
+    files += sorted(folder.shared_keys.glob("*.key"))
+    files += sorted(path for path in (folder.root / "outbox").rglob("*") if path.is_file())
+    for path in files:
+        if path.exists() and path.stat().st_mode & 0o077:
+            mode = f"{path.stat().st_mode & 0o777:04o}"
+            yield f"{path}: its mode {mode} lets others read it; run: chmod 600 {path}"
+
+
+def _transcript(entry: Entry, trust: StudyTrust, before: bytes) -> bytes:
+    """Verify the round's records again; the transcript after it."""
+    if entry.closing_record is None:
+        return before
+    closing = Signed.FromString(entry.closing_record)
+    if entry.aborted:
+        verify_abort(closing, trust, entry.round, before)
+        return transcript_next(before, record_digest(Label.ABORT_RECORD, closing))
+    opening = Signed.FromString(entry.round_record or b"")
+    verify_round_record(opening, trust, entry.round)
+    opened = record_digest(Label.ROUND_RECORD, opening)
+    plan = verify_plan(Signed.FromString(entry.plan_record or b""), trust, opened, entry.round)
+    verify_close(closing, trust, plan, before)
+    return transcript_next(before, record_digest(Label.CLOSE_RECORD, closing))
+
+
+def _outbox(folder: SiteFolder, study: str, entry: Entry) -> None:
+    if entry.closing_record is not None or entry.update_digest is None:
+        return
+    outbox = Outbox(folder.outbox(study, entry.round))
+    outbox.update(entry.update_digest)
+    if entry.attempt and entry.chunk_count:
+        merkle_root = merkle.root(list(outbox.leaves(entry.attempt, entry.chunk_count)))
+        if merkle_root != entry.ciphertext_root:
+            raise EnvironmentProblem(
+                f"the chunks of attempt {entry.attempt} in the outbox are damaged",
+                why="their root differs from the journal's",
+                fix="The agent encrypts them again by itself",
+            )

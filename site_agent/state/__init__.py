@@ -1,0 +1,2 @@
+"""What a site keeps on disk: one database for studies, rounds, journal and ledger, and model files beside
+it."""

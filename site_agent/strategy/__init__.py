@@ -1,0 +1,1 @@
+"""The server step, which every site computes for itself, to the same bits."""
