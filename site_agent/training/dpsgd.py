@@ -172,12 +172,8 @@ class PatientGradients:
         """One gradient a record: (len(batch), P), float32."""
         self._model.zero_grad(set_to_none=True)
         labels = self._records.labels[batch].to(self._device)
-        losses = self._task.loss(self._model(self._records.features[batch].to(self._device)), labels)
-        if losses.shape != (len(batch),):
-            raise UsageError(
-                f"the loss of task {self._task.name!r} has shape {tuple(losses.shape)}",
-                why=f"for {len(batch)} records it must be ({len(batch)},), one loss a record",
-            )
+        outputs = self._model(self._records.features[batch].to(self._device))
+        losses = metrics.one_a_record(self._task.loss(outputs, labels), len(batch), self._task, "loss")
         with warnings.catch_warnings():
             # torch warns that hooks see no gradient with respect to the input: nobody asked for one.
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
@@ -185,11 +181,8 @@ class PatientGradients:
         samples = []
         for parameter in self._parameters:
             gradient = getattr(parameter, "grad_sample", None)
-            if not isinstance(gradient, torch.Tensor):
-                raise UsageError(
-                    f"a parameter of the model of task {self._task.name!r} takes no part in the loss",
-                    why=f"it has shape {tuple(parameter.shape)} and no gradient for each record",
-                )
+            if gradient is None:  # these records do not reach it
+                gradient = torch.zeros(len(batch), parameter.numel(), device=self._device)
             samples.append(gradient.reshape(len(batch), -1))
         self._model.zero_grad(set_to_none=True)
         return torch.cat(samples, dim=1)

@@ -119,6 +119,16 @@ def auc(positive: NDArray[np.bool_], scores: NDArray[np.float64]) -> float | Non
     return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
 
 
+def one_a_record(values: torch.Tensor, records: int, task: Task, what: str) -> torch.Tensor:
+    """The values, if there is one a record; raises UsageError otherwise (the task has reduced them)."""
+    if values.shape != (records,):
+        raise UsageError(
+            f"the {what} of task {task.name!r} has shape {tuple(values.shape)}",
+            why=f"for {records} records it must be ({records},), one {what} a record",
+        )
+    return values
+
+
 def _predict(
     task: Task, model: nn.Module, records: Records
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64] | None]:
@@ -133,11 +143,12 @@ def _predict(
         for start in range(0, len(records.patient_ids), _BATCH):
             labels = records.labels[start : start + _BATCH].to(device)
             outputs = model(records.features[start : start + _BATCH].to(device))
-            losses.append(_numpy(task.loss(outputs, labels)))
-            corrects.append(_numpy(task.correct(outputs, labels)))
+            n = len(labels)
+            losses.append(_numpy(one_a_record(task.loss(outputs, labels), n, task, "loss")))
+            corrects.append(_numpy(one_a_record(task.correct(outputs, labels), n, task, "correctness")))
             score = task.scores(outputs)
             if score is not None:
-                scores.append(_numpy(score))
+                scores.append(_numpy(one_a_record(score, n, task, "score")))
     model.train(was_training)
     none = np.zeros(0)
     return (

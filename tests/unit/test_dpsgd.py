@@ -1,0 +1,450 @@
+"""DP-SGD: the unit of privacy is the patient, the noise is all there, and without both it is plain SGD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import stats
+from torch import nn
+
+from cipherward.crypto.randomness import KeyStream
+from cipherward.errors import FormatError, UsageError
+from cipherward.site_agent.tasks.base import BinaryTask, Records, Split, Task
+from cipherward.site_agent.training import dpsgd, weights
+from cipherward.site_agent.training.constants import DpSgd, PlainSgd
+from cipherward.site_agent.training.dpsgd import PatientGradients, train
+
+CPU = torch.device("cpu")
+FEATURES = 4
+PLAIN = PlainSgd(
+    sampling_rate=1.0, steps=5, divisor=8.0, learning_rate=0.5, loss_bound=2.0, metrics_scale=10.0
+)
+PRIVATE = DpSgd(
+    sampling_rate=0.5, steps=5, divisor=8.0, learning_rate=0.5, loss_bound=2.0, metrics_scale=10.0,
+    clip_norm=0.7, noise_multiplier=1.3, metrics_noise_multiplier=4.0,
+)  # fmt: skip
+
+
+class Network(BinaryTask):
+    """A small network with a nonlinearity."""
+
+    name = "network"
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(FEATURES, 3), nn.Tanh(), nn.Linear(3, 1))
+
+    def load(self, source: str, split: Split) -> Records:
+        raise NotImplementedError
+
+
+class Wide(Network):
+    """Many parameters, for statistics over coordinates."""
+
+    def model(self) -> nn.Module:
+        return nn.Linear(5000, 1)
+
+
+def some_records(
+    owners: list[int], *, seed: int = 0, scale: float = 1.0, features: int = FEATURES
+) -> Records:
+    generator = torch.Generator().manual_seed(seed)
+    return Records(
+        scale * torch.randn(len(owners), features, generator=generator),
+        torch.randint(0, 2, (len(owners),), generator=generator).float(),
+        tuple(f"p{owner}" for owner in owners),
+    )
+
+
+def without(records: Records, patient: str) -> Records:
+    keep = [number for number, name in enumerate(records.patient_ids) if name != patient]
+    return Records(
+        records.features[keep], records.labels[keep], tuple(records.patient_ids[number] for number in keep)
+    )
+
+
+def stream(number: int = 0) -> KeyStream:
+    return KeyStream(number.to_bytes(32, "big"))
+
+
+def network_start(task: Task | None = None) -> NDArray[np.float32]:
+    return weights.initial(task or Network(), 3)
+
+
+def sum_over_everyone(records: Records, clip_norm: float | None, start: NDArray[np.float32]) -> torch.Tensor:
+    model = Network().model()
+    weights.assign(model, start)
+    gradients = PatientGradients(Network(), model, records, CPU)
+    return gradients.clipped_sum(np.arange(gradients.patients), clip_norm)[0]
+
+
+# Unit of privacy
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=25),
+    st.sampled_from([1e-3, 0.5, 10.0]),
+    st.sampled_from([0.01, 1.0, 300.0]),
+    st.integers(0, 1000),
+)
+def test_removing_all_records_of_a_patient_moves_the_sum_by_at_most_c(
+    owners: list[int], clip_norm: float, scale: float, seed: int
+) -> None:
+    records = some_records(owners, seed=seed, scale=scale)
+    start = network_start()
+    everyone = sum_over_everyone(records, clip_norm, start)
+    for patient in records.patients:
+        rest = sum_over_everyone(without(records, patient), clip_norm, start)
+        # Float32 rounding in the other patients' gradients, whose kernels see another batch size.
+        assert (everyone - rest).norm() <= clip_norm * (1 + 1e-5 * len(owners))
+
+
+def test_many_records_of_one_patient_count_as_one_vector() -> None:
+    """Clipping each record in the place of each patient would let this patient move the sum by 40 C."""
+    one = some_records([0], scale=50.0)
+    many = Records(one.features.repeat(40, 1), one.labels.repeat(40), one.patient_ids * 40)
+    total = sum_over_everyone(many, 0.1, network_start())
+    assert float(total.norm()) == pytest.approx(0.1, rel=1e-6)
+
+
+def test_small_gradients_are_not_scaled_up() -> None:
+    records = some_records([0, 0, 1, 2])
+    start = network_start()
+    assert torch.allclose(sum_over_everyone(records, 1e6, start), sum_over_everyone(records, None, start))
+
+
+@pytest.mark.parametrize("values", [1, 64, 200])
+def test_the_sum_does_not_depend_on_how_much_fits_in_memory(
+    monkeypatch: pytest.MonkeyPatch, values: int
+) -> None:
+    records = some_records([0, 1, 0, 2, 2, 2, 2, 1, 3, 0])
+    start = network_start()
+    whole = sum_over_everyone(records, 0.3, start)
+    monkeypatch.setattr(dpsgd, "_GRADIENT_VALUES", values)
+    assert torch.allclose(sum_over_everyone(records, 0.3, start), whole, atol=1e-6)
+
+
+def test_the_clipped_sum_is_what_autograd_gives_patient_by_patient() -> None:
+    records = some_records([0, 1, 0, 2, 2, 2, 1], scale=3.0)
+    start = network_start()
+    expected = torch.zeros(weights.count(Network().model()), dtype=torch.float64)
+    for patient in records.patients:
+        mine = [number for number, name in enumerate(records.patient_ids) if name == patient]
+        model = Network().model()
+        weights.assign(model, start)
+        Network().loss(model(records.features[mine]), records.labels[mine]).sum().backward()
+        gradient = torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None]).double()
+        expected += gradient * min(1.0, 0.5 / float(gradient.norm()))
+    assert torch.allclose(sum_over_everyone(records, 0.5, start), expected, atol=1e-6)
+
+
+def test_a_gradient_that_is_not_a_number_counts_as_zero() -> None:
+    records = some_records([0, 1, 2, 2])
+    poisoned = Records(records.features.clone(), records.labels, records.patient_ids)
+    poisoned.features[1, 0] = float("nan")
+    start = network_start()
+    expected = sum_over_everyone(without(records, "p1"), 0.5, start)
+    assert torch.allclose(sum_over_everyone(poisoned, 0.5, start), expected, atol=1e-6)
+    result = train(Network(), poisoned, start, replace(PRIVATE, sampling_rate=1.0), stream())
+    assert result.dropped == PRIVATE.steps
+    assert np.isfinite(result.update).all()
+    assert np.isfinite(result.metrics).all()
+
+
+# No noise and no clipping is plain SGD
+
+
+class Squares(Network):
+    """A linear model with squared loss: on small integers every operation is exact in float32."""
+
+    def model(self) -> nn.Module:
+        layer = nn.Linear(2, 1)
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        return layer
+
+    def loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return (outputs[:, 0] - labels) ** 2
+
+
+def torch_sgd(task: Task, records: Records, start: NDArray[np.float32], constants: PlainSgd) -> nn.Module:
+    model = task.model()
+    weights.assign(model, start)
+    optimizer = torch.optim.SGD(model.parameters(), lr=constants.learning_rate)
+    for _ in range(constants.steps):
+        optimizer.zero_grad()
+        (task.loss(model(records.features), records.labels).sum() / constants.divisor).backward()
+        optimizer.step()
+    return model
+
+
+def test_no_noise_and_no_clipping_is_plain_sgd_exactly() -> None:
+    records = Records(
+        torch.tensor([[1.0, 0.0], [-1.0, 2.0], [0.0, 1.0], [2.0, 1.0]]),
+        torch.tensor([1.0, -1.0, 0.0, 2.0]),
+        ("a", "b", "a", "c"),
+    )
+    constants = replace(PLAIN, steps=3, divisor=8.0, learning_rate=0.125)
+    start = np.zeros(3, np.float32)
+    update = train(Squares(), records, start, constants, stream()).update
+    assert np.array_equal(update, weights.flatten(torch_sgd(Squares(), records, start, constants)))
+    assert np.abs(update).max() > 0
+
+
+def test_no_noise_and_no_clipping_is_plain_sgd_on_a_network() -> None:
+    records = some_records([0, 0, 1, 2, 3, 3, 3])
+    start = network_start()
+    update = train(Network(), records, start, PLAIN, stream()).update
+    expected = weights.flatten(torch_sgd(Network(), records, start, PLAIN)) - start
+    assert np.allclose(update, expected, atol=1e-6)
+
+
+# Noise. Each check is also shown to catch the mutants it exists for.
+
+
+def noise_is_as_claimed(number: int = 1) -> bool:
+    """Empty batches take noisy steps: what comes out is the noise alone."""
+    constants = replace(PRIVATE, sampling_rate=1e-9, steps=4, learning_rate=1.0, divisor=2.0)
+    records = some_records([0, 1], features=5000)
+    update = train(Wide(), records, np.zeros(5001, np.float32), constants, stream(number)).update
+    scale = np.sqrt(constants.steps) * constants.noise_multiplier * constants.clip_norm / constants.divisor
+    return bool(stats.kstest(update / scale, "norm").pvalue > 1e-4)
+
+
+def test_the_noise_is_gaussian_with_the_full_standard_deviation() -> None:
+    assert noise_is_as_claimed()
+
+
+def halve_the_noise(patch: pytest.MonkeyPatch) -> None:
+    gaussian = KeyStream.gaussian
+    patch.setattr(KeyStream, "gaussian", lambda self, count: gaussian(self, count) / 2)
+
+
+def clip_after_the_noise(patch: pytest.MonkeyPatch) -> None:
+    step = PatientGradients.step
+    norm = PRIVATE.clip_norm / 2.0  # over the divisor
+    patch.setattr(
+        PatientGradients, "step", lambda self, move: step(self, move * min(1.0, norm / float(move.norm())))
+    )
+
+
+@pytest.mark.parametrize("mutate", [halve_the_noise, clip_after_the_noise])
+def test_the_noise_check_catches(
+    monkeypatch: pytest.MonkeyPatch, mutate: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    mutate(monkeypatch)
+    assert not noise_is_as_claimed()
+
+
+def noises_are_independent() -> bool:
+    """Between the steps of a round and between rounds."""
+    seen: list[NDArray[np.float64]] = []
+    records = some_records([0, 1], features=5000)
+    constants = replace(PRIVATE, sampling_rate=1e-9, steps=3)
+    step = PatientGradients.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            PatientGradients, "step", lambda self, move: (seen.append(move.numpy().copy()), step(self, move))
+        )
+        for _ in range(2):
+            train(Wide(), records, np.zeros(5001, np.float32), constants, KeyStream())
+    correlations = np.corrcoef(seen)[np.triu_indices(6, 1)]
+    return bool(np.abs(correlations).max() < 6 / np.sqrt(5001))
+
+
+def test_noise_is_never_used_twice() -> None:
+    assert noises_are_independent()
+
+
+def test_the_independence_check_catches_reused_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = KeyStream.gaussian
+    monkeypatch.setattr(KeyStream, "gaussian", lambda self, count: fresh(stream(9), count))
+    assert not noises_are_independent()
+
+
+def one_patient_is_bounded() -> bool:
+    """A patient with huge gradients, in every step, with hardly any noise: each step moves by at most C."""
+    constants = replace(PRIVATE, sampling_rate=1.0, steps=1, divisor=1.0, learning_rate=1.0)
+    constants = replace(constants, noise_multiplier=1e-7)
+    records = some_records([0] * 30, scale=100.0)
+    update = train(Network(), records, network_start(), constants, stream()).update
+    return float(np.linalg.norm(update)) <= constants.clip_norm * 1.0001
+
+
+def test_a_step_moves_by_at_most_c_for_one_patient() -> None:
+    assert one_patient_is_bounded()
+
+
+def test_the_bound_check_catches_missing_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
+    clipped_sum = PatientGradients.clipped_sum
+    monkeypatch.setattr(
+        PatientGradients, "clipped_sum", lambda self, chosen, clip_norm: clipped_sum(self, chosen, None)
+    )
+    assert not one_patient_is_bounded()
+
+
+# Sampling
+
+
+def batches(rate: float, steps: int, patients: int) -> list[NDArray[np.int64]]:
+    seen: list[NDArray[np.int64]] = []
+    clipped_sum = PatientGradients.clipped_sum
+
+    def spy(
+        self: PatientGradients, chosen: NDArray[np.int64], clip_norm: float | None
+    ) -> tuple[torch.Tensor, int]:
+        seen.append(chosen)
+        return clipped_sum(self, chosen, clip_norm)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PatientGradients, "clipped_sum", spy)
+        # Two records a patient: it is patients who are sampled.
+        records = some_records([*range(patients), *range(patients)])
+        constants = replace(PRIVATE, sampling_rate=rate, steps=steps)
+        train(Network(), records, network_start(), constants, stream(5))
+    return seen
+
+
+def test_sampling_is_poisson_over_patients() -> None:
+    rate, steps, patients = 0.2, 300, 60
+    seen = batches(rate, steps, patients)
+    sizes = np.array([len(batch) for batch in seen])
+    expected = stats.binom(patients, rate)
+    # Shuffled batches of fixed size would have the mean and none of the variance.
+    assert abs(sizes.mean() - expected.mean()) < 4 * expected.std() / np.sqrt(steps)
+    assert stats.kstest(sizes + stream(6).uniform53(steps), lambda x: np.interp(
+        x, np.arange(patients + 2), np.concatenate([[0], expected.cdf(np.arange(patients + 1))])
+    )).pvalue > 1e-4  # fmt: skip
+    each = np.bincount(np.concatenate(seen), minlength=patients)
+    assert stats.chisquare(each, np.full(patients, each.mean())).pvalue > 1e-4
+    member = np.zeros((steps, patients))
+    for number, batch in enumerate(seen):
+        member[number, batch] = 1
+    # A shuffled epoch would make a patient's turns avoid each other.
+    correlation = np.corrcoef(member[:-1].ravel(), member[1:].ravel())[0, 1]
+    assert abs(correlation) < 4 / np.sqrt(member[1:].size)
+
+
+def test_a_sampling_rate_of_one_takes_everybody() -> None:
+    assert all(len(batch) == 30 for batch in batches(1.0, 5, 30))
+
+
+def test_no_patients_at_all_still_gives_a_noisy_update() -> None:
+    nobody = Records(torch.zeros(0, FEATURES), torch.zeros(0), ())
+    result = train(Network(), nobody, network_start(), PRIVATE, stream())
+    assert np.abs(result.update).min() > 0
+    assert np.isfinite(result.metrics).all()
+
+
+# Models
+
+
+class Broken(Network):
+    """A task whose model or loss a test supplies."""
+
+    def __init__(self, model: Callable[[], nn.Module], loss: object = None) -> None:
+        self._model = model
+        self._loss = loss
+
+    def model(self) -> nn.Module:
+        return self._model()
+
+    def loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        loss = super().loss(outputs, labels)
+        return loss.mean() if self._loss == "mean" else loss
+
+
+class Unused(nn.Module):
+    """Has a layer that its output does not depend on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = nn.Linear(FEATURES, 1)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.used(x)
+        return outputs
+
+
+def normalised(*, track_running_stats: bool) -> nn.Module:
+    norm = nn.BatchNorm1d(FEATURES, track_running_stats=track_running_stats)
+    return nn.Sequential(norm, nn.Linear(FEATURES, 1))
+
+
+def frozen() -> nn.Module:
+    layer = nn.Linear(FEATURES, 1)
+    for parameter in layer.parameters():
+        parameter.requires_grad = False
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("task", "problem"),
+    [
+        (Broken(lambda: normalised(track_running_stats=True)), "BatchNorm.*GroupNorm"),
+        (Broken(lambda: normalised(track_running_stats=False)), "cannot be trained privately"),
+        (Broken(lambda: nn.Linear(FEATURES, 1).double()), "not float32"),
+        (Broken(frozen), "nothing to train"),
+        (Broken(lambda: nn.Linear(FEATURES, 1), "mean"), "one loss a record"),
+    ],
+)
+def test_models_that_cannot_be_private_are_refused(task: Task, problem: str) -> None:
+    start = np.zeros(sum(p.numel() for p in task.model().parameters() if p.requires_grad), np.float32)
+    with pytest.raises(UsageError, match=problem):
+        train(task, some_records([0, 1, 2]), start, replace(PRIVATE, sampling_rate=1.0), stream())
+
+
+def test_a_layer_that_no_record_reaches_gets_noise_alone() -> None:
+    """Nobody can tell from the update whether a layer was reached."""
+    update = train(Broken(Unused), some_records([0, 1]), np.zeros(11, np.float32), PRIVATE, stream()).update
+    assert np.abs(update).min() > 0
+    plain = train(Broken(Unused), some_records([0, 1]), np.zeros(11, np.float32), PLAIN, stream()).update
+    assert (plain[:5] != 0).all()
+    assert (plain[5:] == 0).all()
+
+
+def test_frozen_parameters_stay_and_do_not_travel() -> None:
+    def half_frozen() -> nn.Module:
+        model = nn.Sequential(nn.Linear(FEATURES, 3), nn.Tanh(), nn.Linear(3, 1))
+        for parameter in model[0].parameters():
+            parameter.requires_grad = False
+        return model
+
+    task = Broken(half_frozen)
+    start = weights.initial(task, 1)
+    assert start.shape == (4,)
+    assert train(task, some_records([0, 1]), start, PRIVATE, stream()).update.shape == (4,)
+
+
+def test_weights_that_do_not_fit_are_refused() -> None:
+    model = Network().model()
+    with pytest.raises(FormatError, match=r"shape \(3,\).*19 parameters"):
+        weights.assign(model, np.zeros(3, np.float32))
+    bad = network_start()
+    bad[2] = np.nan
+    with pytest.raises(FormatError, match="NaN"):
+        weights.assign(model, bad)
+
+
+def test_flatten_is_the_inverse_of_assign_in_named_order() -> None:
+    model = Network().model()
+    vector = np.arange(19, dtype=np.float32)
+    weights.assign(model, vector)
+    assert np.array_equal(weights.flatten(model), vector)
+    assert list(dict(model.named_parameters())) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert model[0].weight[0, 1] == 1  # type: ignore[index]
+    assert model[2].bias[0] == 18  # type: ignore[index]
+
+
+def test_divergence_is_an_error_not_a_nan() -> None:
+    constants = replace(PRIVATE, learning_rate=1e38, noise_multiplier=1e6)
+    with pytest.raises(UsageError, match="diverged"):
+        train(Network(), some_records([0]), network_start(), constants, stream())
