@@ -179,11 +179,8 @@ def end_with_parent(server: int) -> None:
         raise OSError("the server is gone")
 
 
-def listen(path: Path) -> socket.socket:
-    """Bind the socket in its folder, which only its owner may enter.
-
-    Raises EnvironmentProblem if the folder is open to others, or another server is listening there.
-    """
+def check_folder(path: Path) -> None:
+    """Raises EnvironmentProblem if others than this user may enter the socket's folder."""
     with explained("use", path.parent):
         status = path.parent.stat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o077:
@@ -192,6 +189,10 @@ def listen(path: Path) -> socket.socket:
             why="others could connect, or the folder is someone else's",
             fix=f"Run: chmod 700 {path.parent}",
         )
+
+
+def listen(path: Path) -> socket.socket:
+    """Bind the socket. Raises EnvironmentProblem if a server is listening there, or it cannot be bound."""
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
     try:
         address = f"/proc/self/fd/{folder}/{path.name}"  # sun_path holds 107 bytes, a folder's path more
@@ -239,6 +240,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent, which ends this server
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold patients' data
     try:
+        check_folder(options.socket)
         preload()
         listener = listen(options.socket)
         TrainerServer(listener, max(1, options.jobs), 0 if options.lifeline else None).serve()
