@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from cipherward.errors import CipherwardError, FormatError
+from cipherward.errors import FormatError, NotFoundError
 from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.coordinator_pb2 import (
     DataChunk,
@@ -31,7 +31,7 @@ from cipherward.proto.v1.coordinator_pb2 import (
     WatchWorkRequest,
 )
 from cipherward.proto.v1.coordinator_pb2_grpc import CoordinatorStub
-from cipherward.site_agent.client.errors import is_not_found, translated
+from cipherward.site_agent.client.errors import translated
 
 CALL_SECONDS = 30.0
 STREAM_SECONDS = 3600.0
@@ -102,10 +102,8 @@ class CoordinatorClient:
         try:
             with translated():
                 return self._stub.GetRecord(request, timeout=CALL_SECONDS)
-        except CipherwardError as error:
-            if is_not_found(error):
-                return None
-            raise
+        except NotFoundError:
+            return None
 
     def post_join(self, study: str, record: Signed) -> None:
         """Ready to upload."""
@@ -152,9 +150,8 @@ class CoordinatorClient:
         request = GetRelayRequest(study=study, kind=kind, sender=sender)
         try:
             yield from self._stream(self._stub.GetRelay(request, timeout=STREAM_SECONDS))
-        except CipherwardError as error:
-            if not is_not_found(error):
-                raise
+        except NotFoundError:
+            return
 
     def request_model(self, study: str, round_number: int) -> None:
         """Ask the other sites for the newest model; ``round_number``: the last whose model this site has."""

@@ -9,7 +9,15 @@ from contextlib import contextmanager
 import grpc
 from google.protobuf.message import DecodeError
 
-from cipherward.errors import CipherwardError, ProtocolError, UnavailableError, WireError, from_wire
+from cipherward.errors import (
+    CipherwardError,
+    EnvironmentProblem,
+    LimitError,
+    ProtocolError,
+    UnavailableError,
+    WireError,
+    from_wire,
+)
 from cipherward.proto.v1.common_pb2 import ErrorDetail
 
 DETAIL_KEY = "cw-error-bin"
@@ -70,18 +78,20 @@ def as_call(error: object) -> grpc.Call | None:
     return error if isinstance(error, grpc.Call) else None
 
 
-def is_not_found(error: CipherwardError) -> bool:
-    """Whether the coordinator does not have what was asked for."""
-    call = as_call(error.__cause__)
-    return call is not None and call.code() is grpc.StatusCode.NOT_FOUND
-
-
 def _from_detail(content: bytes) -> CipherwardError:
     try:
         detail = ErrorDetail.FromString(content)
     except DecodeError:
         return ProtocolError("the coordinator refused a call", why="its reason cannot be read")
-    return from_wire(WireError(detail.code, detail.what, detail.why, detail.fix))
+    said = from_wire(WireError(detail.code, detail.what, detail.why, detail.fix))
+    if isinstance(said, ProtocolError | UnavailableError):
+        return said
+    if isinstance(said, LimitError | EnvironmentProblem):
+        # Its rate limit or full disk: later is right.
+        return UnavailableError(said.what, why=said.why, fix=said.fix)
+    # Here VerificationError means that this site verified something itself; what a coordinator only says
+    # must not be taken for it.
+    return ProtocolError(f"the coordinator refused: {said.what}", why=said.why, fix=said.fix)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cipherward.crypto.manifest import require_member, verify_manifest
+from cipherward.crypto.manifest import require_member, verify_manifest, verify_successor
 from cipherward.crypto.records import StudyTrust
 from cipherward.crypto.suites import registry
 from cipherward.crypto.transcript import model_digest
@@ -33,7 +33,7 @@ def admit(site: Site, client: CoordinatorClient, study: str, announced: bytes) -
             f"the coordinator announced another manifest of study {study} than it hands out",
             why="perhaps a new version came in between",
         )
-    _check_own_entry(site, trust)
+    require_member(trust, site.member.credential)
     _check_library(trust)
     data_set = admit_by_policy(site, trust)
     check_digest(trust.manifest.task.name, trust.manifest.task.code_digest)
@@ -63,18 +63,14 @@ def _versions(site: Site, client: CoordinatorClient, study: str) -> list[tuple[S
     for version in range(1, count + 1):
         signed = newest if version == count else client.manifest(study, version)
         trust = verify_manifest(signed, site.member.anchor)
-        manifest = trust.manifest
-        previous = accepted[-1][0].digest if accepted else b""
-        if (manifest.study, manifest.version, manifest.previous_digest) != (study, version, previous):
+        if (trust.manifest.study, trust.manifest.version) != (study, version):
             raise VerificationError(
-                f"version {version} of the manifest of study {study} does not follow from the one before it"
+                f"the coordinator handed out another manifest than version {version} of study {study}"
             )
+        if accepted:
+            verify_successor(accepted[-1][0], trust)
         accepted.append((trust, signed))
     return accepted
-
-
-def _check_own_entry(site: Site, trust: StudyTrust) -> None:
-    require_member(trust, site.member.credential)
 
 
 def _check_library(trust: StudyTrust) -> None:

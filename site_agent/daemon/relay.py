@@ -19,7 +19,7 @@ from cipherward.crypto.labels import Label
 from cipherward.crypto.records import StudyTrust, verify_relay
 from cipherward.crypto.sealing import SealingKey, seal
 from cipherward.crypto.signing import SigningKey
-from cipherward.errors import FormatError, VerificationError
+from cipherward.errors import CipherwardError, FormatError, VerificationError
 from cipherward.proto.v1.coordinator_pb2 import RelayMessage
 from cipherward.proto.v1.round_pb2 import RelayItem
 
@@ -110,7 +110,14 @@ def open_item(
     expected = -(-item.content_length // CHUNK_BYTES) or 1
     if item.content_length > max_bytes or item.chunk_count != expected:
         raise FormatError("a relayed item has an impossible size")
-    accept(item)
+    try:
+        accept(item)
+    except CipherwardError:
+        # Read to the end all the same: the coordinator then knows that it was fetched, and lets another be
+        # sent.
+        for _ in stream:
+            pass
+        raise
     body = list(_body(stream, item))
     if not hmac.compare_digest(merkle.root([merkle.leaf_hash(chunk) for chunk in body]), item.body_root):
         raise VerificationError("a relayed item's body is not the one that its sender signed")
@@ -131,3 +138,5 @@ def _body(stream: Iterator[RelayMessage], item: RelayItem) -> Iterator[bytes]:
         if message is None or message.index != index or len(message.data) > CHUNK_BYTES + _TAG_BYTES:
             raise FormatError("a relayed item's body is cut short or out of order")
         yield message.data
+    if next(stream, None) is not None:
+        raise FormatError("a relayed item's body is longer than its sender signed")

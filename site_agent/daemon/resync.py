@@ -10,10 +10,10 @@ import numpy as np
 
 from cipherward.clock import Clock
 from cipherward.crypto.labels import Label
-from cipherward.crypto.records import agreement_needed, verify_model_report
+from cipherward.crypto.records import StudyTrust, agreement_needed, verify_model_report
 from cipherward.crypto.signing import record_digest
 from cipherward.crypto.transcript import model_digest
-from cipherward.errors import UnavailableError, VerificationError
+from cipherward.errors import LateError, UnavailableError, VerificationError
 from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.round_pb2 import ModelReport, RelayItem
 from cipherward.site_agent.daemon.relay import open_item, seal_item
@@ -146,20 +146,28 @@ class Resync:
             ):
                 waiting = True
                 continue
-            study.client.put_relay(
-                seal_item(
-                    trust,
-                    site.member.signing_key,
-                    str(site.member.identity),
-                    kind=RelayItem.KIND_MODEL,
-                    sender=site.name,
-                    receiver=receiver,
-                    round_number=last.round,
-                    content=site.models.get(row.model_digest).astype("<f4").tobytes(),
-                    content_digest=row.model_digest,
-                    transcript=last.transcript or b"",
-                )
-            )
             self._sent[key] = now
+            try:
+                self._send(trust, receiver, last, row.model_digest)
+            except LateError:
+                waiting = True  # another site is sending it, or has sent it
+                continue
             study.log.info("sealed the model for a peer", receiver=receiver, round=last.round)
         return waiting
+
+    def _send(self, trust: StudyTrust, receiver: str, last: Entry, digest: bytes) -> None:
+        study, site = self._study, self._study.site
+        study.client.put_relay(
+            seal_item(
+                trust,
+                site.member.signing_key,
+                str(site.member.identity),
+                kind=RelayItem.KIND_MODEL,
+                sender=site.name,
+                receiver=receiver,
+                round_number=last.round,
+                content=site.models.get(digest).astype("<f4").tobytes(),
+                content_digest=digest,
+                transcript=last.transcript or b"",
+            )
+        )
