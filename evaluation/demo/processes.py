@@ -58,6 +58,10 @@ class Processes:
                     fix=f"See {self._logs / name}.log",
                 )
 
+    def ended(self, names: list[str]) -> bool:
+        """Whether all of these have ended."""
+        return all(self._running[name].poll() is not None for name in names)
+
     def last_line(self, name: str) -> str:
         """The last line that a process printed."""
         lines = (self._logs / f"{name}.log").read_text(errors="replace").strip().splitlines()

@@ -60,7 +60,7 @@ def _seconds(result: DemoResult) -> Callable[[Any], None]:
         axes.set_xlabel("round")
         axes.set_ylabel("seconds")
         axes.set_xticks(numbers)
-        axes.legend(frameon=False)
+        axes.legend(ncols=2, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.18))
 
     return draw
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import (
     AfterValidator,
@@ -19,12 +19,12 @@ from pydantic import (
     model_validator,
 )
 
+from cipherward.crypto.suites.registry import PACKAGES
 from cipherward.durable import read_file
 from cipherward.errors import FormatError, PolicyError, UsageError
 from cipherward.ids import check_name
 from cipherward.site_agent.ledger.accounting import MIN_DELTA
 
-Suite = Literal["quorum", "shared-key"]
 INSTALLED = "installed"
 
 
@@ -35,6 +35,14 @@ def _name(value: str) -> str:
         raise ValueError(f"{error.what}, {error.fix.lower()}") from None
 
 
+def _suite(value: str) -> str:
+    known = {"quorum", *PACKAGES}
+    if value not in known:
+        raise ValueError(f"there is no suite {value!r}, only {', '.join(sorted(known))}")
+    return value
+
+
+Suite = Annotated[StrictStr, AfterValidator(_suite)]
 Name = Annotated[StrictStr, AfterValidator(_name)]
 TaskPin = Annotated[StrictStr, Field(pattern=r"^(installed|[0-9a-f]{64})$")]
 

@@ -1,0 +1,107 @@
+"""Runs one study on a ``DemoConsortium`` in real processes and watches it to its end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from cipherward.crypto.pki.store import load_member
+from cipherward.errors import UnavailableError
+from cipherward.evaluation.demo.consortium import DemoConsortium
+from cipherward.evaluation.demo.processes import Processes
+from cipherward.ids import Role
+from cipherward.proto.v1.coordinator_pb2 import StudyState, StudyStatus, StudyStatusRequest
+from cipherward.proto.v1.coordinator_pb2_grpc import CoordinatorStub
+
+_START_SECONDS = 60.0
+
+
+class RunningStudy:
+    """Coordinator and agents; ``processes`` stops them."""
+
+    def __init__(
+        self, consortium: DemoConsortium, processes: Processes, sites: Sequence[str], command: Sequence[str]
+    ) -> None:
+        self._consortium, self._processes, self._sites = consortium, processes, sites
+        self._command = command
+        self.address = ""
+
+    def cipherward(self, *arguments: str) -> str:
+        """Run a ``cipherward`` command to its end; gives its output, raises UnavailableError with its
+        error."""
+        done = subprocess.run(  # noqa: S603 - our own command line
+            [sys.executable, *self._command, *arguments], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise UnavailableError(
+                f"cipherward {' '.join(arguments[:2])} failed", why=done.stderr.strip()[-600:] or "no output"
+            )
+        return done.stdout
+
+    def start(self, trainer_socket: Path | None = None) -> None:
+        """Start all processes and the study; ``trainer_socket``: one trainer for all agents."""
+        address_file = self._consortium.coordinator / "address"
+        self._processes.start(
+            "coordinator",
+            "coordinator",
+            "run",
+            "--dir",
+            str(self._consortium.coordinator),
+            "--listen",
+            "127.0.0.1:0",
+        )
+        self._processes.wait_until(address_file.exists, "the coordinator's start", _START_SECONDS)
+        self.address = address_file.read_text().strip()
+        for name in self._sites:
+            shared = ["--trainer-socket", str(trainer_socket)] if trainer_socket else []
+            self._processes.start(
+                f"site-{name}", "site", "run", "--dir", str(self._consortium.site_folder(name)),
+                "--coordinator", self.address, "--once-finished", *shared,
+            )  # fmt: skip
+        self.cipherward(
+            "study", "start", str(self._consortium.manifest), "--weights", str(self._consortium.weights),
+            "--dir", str(self._consortium.operator), "--coordinator", self.address,
+        )  # fmt: skip
+
+    def watch(self, show: Callable[[StudyStatus], None], seconds: float) -> StudyStatus:
+        """Follow the study as its operator until it ends; ``show`` gets every change.
+
+        Raises UnavailableError if it is aborted, a process fails, or the time is up.
+        """
+        operator = load_member(self._consortium.operator, Role.OPERATOR, time.time())
+        deadline = time.monotonic() + seconds
+        with grpc.secure_channel(self.address, operator.channel_credentials()) as channel:
+            stub = CoordinatorStub(channel)
+            while True:
+                self._processes.check()
+                status = stub.GetStudyStatus(StudyStatusRequest(), timeout=30, wait_for_ready=True)
+                show(status)
+                if status.state == StudyState.STUDY_STATE_FINISHED:
+                    return status
+                if status.state == StudyState.STUDY_STATE_ABORTED:
+                    raise UnavailableError("the study was aborted", why=status.reason)
+                if time.monotonic() > deadline:
+                    raise UnavailableError(f"the study did not finish within {seconds:.0f} s")
+                time.sleep(0.2)
+
+    def wait_for_sites(self, seconds: float) -> None:
+        """Until every agent has ended by itself: it has then seen and evaluated the final model."""
+        deadline = time.monotonic() + seconds
+        while not self._processes.ended([f"site-{name}" for name in self._sites]):
+            self._processes.check()
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"the agents did not end within {seconds:.0f} s of the study")
+            time.sleep(0.05)
+
+    def site_status(self, name: str) -> dict[str, Any]:
+        """What a site says of itself, from its own state."""
+        text = self.cipherward("site", "status", "--dir", str(self._consortium.site_folder(name)), "--json")
+        found: dict[str, Any] = json.loads(text)
+        return found

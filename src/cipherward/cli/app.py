@@ -1,0 +1,77 @@
+"""The ``cipherward`` command. Each group of commands is one module with an ``app``; adding one is a line here.
+
+Errors are printed as one line on standard error, what happened, why, and what to do, with a stable code; the
+exit status is 0 only on success.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+import typer
+
+from cipherward.errors import CipherwardError
+
+INTERRUPTED = 130
+UNEXPECTED = 70
+
+
+def build() -> typer.Typer:
+    """The whole command line. Groups are imported here and load heavy modules only in their commands."""
+    from cipherward.cli import bench, consortium, coordinator, demo, operator, site, study
+
+    app = typer.Typer(
+        name="cipherward",
+        help="Secure aggregation for hospitals that train one model together.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    demo.add_to(app)
+    for module in (consortium, site, coordinator, operator, study, bench):
+        app.add_typer(module.app)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; gives the exit status."""
+    command = typer.main.get_command(build())
+    try:
+        status = command.main(
+            args=list(sys.argv[1:] if arguments is None else arguments),
+            prog_name="cipherward",
+            standalone_mode=False,
+        )
+    except CipherwardError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_status
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.exceptions.Abort:
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # noqa: BLE001 - the last resort: one line in the place of a traceback
+        if os.environ.get("CIPHERWARD_DEBUG"):
+            traceback.print_exc()
+        line = f"error: CW-999 unexpected {type(error).__name__}, because {error}. "
+        hint = "Run again with CIPHERWARD_DEBUG=1 for the traceback and report it."
+        print(line + hint, file=sys.stderr)  # noqa: T201
+        return UNEXPECTED
+    return status if isinstance(status, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
