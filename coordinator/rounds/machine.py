@@ -58,17 +58,19 @@ def step(rules: StudyRules, state: State, event: Event, now: float) -> Step:
             return state, ()
         if isinstance(event, StudyAborted) and state.life is Life.ABORTED:
             return state, ()
+        if isinstance(event, ReportPosted) and state.life is Life.FINISHED:
+            return state, ()  # the last round was decided without it
         raise LateError(f"the study is {state.life.value}", why=state.reason)
     changed, effects = _HANDLERS[type(event)](rules, state, event, now)
     advanced, more = _advance(rules, changed, now) if changed.running else (changed, ())
     return advanced, effects + more
 
 
-def owed(state: State) -> tuple[Effect, ...]:
-    """The effects that a coordinator which starts on this state must start again."""
+def owed(state: State) -> StartSum | None:
+    """The sum that a coordinator which starts on this state must start again."""
     if state.running and state.phase is Phase.SUM:
-        return (StartSum(state.round, state.contributors),)
-    return ()
+        return StartSum(state.round, state.contributors)
+    return None
 
 
 def seconds_left(rules: StudyRules, state: State, now: float) -> float | None:

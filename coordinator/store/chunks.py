@@ -97,8 +97,8 @@ class ChunkTable:
                 Segment(
                     row.first,
                     row.blob,
-                    struct.unpack(f">{row.count}I", row.sizes),
-                    tuple(row.leaves[32 * i : 32 * (i + 1)] for i in range(row.count)),
+                    struct.unpack(f">{len(row.sizes) // 4}I", row.sizes),
+                    tuple(row.leaves[32 * i : 32 * (i + 1)] for i in range(len(row.leaves) // 32)),
                 )
                 for row in rows
             ),

@@ -42,7 +42,7 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
-        """Commits durably at the end, or changes nothing. Raises EnvironmentProblem, e.g. if the disk is full."""
+        """Commits durably at the end, or changes nothing. EnvironmentProblem, e.g. if the disk is full."""
         try:
             with self._engine.begin() as connection:
                 yield Transaction.on(connection)

@@ -89,7 +89,7 @@ class StudyTable:
         )
 
     def add_record(
-        self, study: str, round_number: int, kind: RecordKind, digest: bytes, signed: Signed
+        self, study: str, round_number: int, kind: RecordKind.ValueType, digest: bytes, signed: Signed
     ) -> None:
         """What the coordinator signed; IntegrityError if the round has one of that kind."""
         self._connection.execute(
@@ -98,7 +98,7 @@ class StudyTable:
             )
         )
 
-    def record(self, study: str, round_number: int, kind: RecordKind) -> Signed | None:
+    def record(self, study: str, round_number: int, kind: RecordKind.ValueType) -> Signed | None:
         """The round's record of that kind."""
         found = select(records.c.signed).where(
             records.c.study == study, records.c.round == round_number, records.c.kind == kind

@@ -125,9 +125,8 @@ def test_round_figures_add_up(store: Store) -> None:
 
 
 def relay_row(kind: int, sender: str, number: int, at: float, manifest: bytes = b"m1") -> RelayRow:
-    return RelayRow(
-        "s", kind, manifest, "a", sender, number, at, Signed(payload=b"x"), f"{sender}{number}{at}"
-    )
+    chunk_set = f"{sender}{number}{at}"
+    return RelayRow("s", kind, manifest, "a", sender, number, at, Signed(payload=b"x"), chunk_set)
 
 
 def test_relay_gives_the_newest(store: Store) -> None:

@@ -90,7 +90,8 @@ class World:
         self.state = codec.decode(self.durable)
         state, effects = step(self.rules, self.state, events.Restarted(), self.now)
         self.persist(state, effects)
-        self.perform(effects + owed(state))
+        again = owed(state)
+        self.perform(effects + (() if again is None else (again,)))
 
     def run(self, op: tuple[str, int, int, str]) -> None:
         kind, which, back, crash = op

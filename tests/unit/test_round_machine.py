@@ -61,9 +61,9 @@ def test_a_round_from_open_to_the_next() -> None:
     run = Run(make()).keys()
     assert run.join(*SITES) == (SignPlan(1, SITES),)
     assert run.commit(*SITES) == (StartSum(1, SITES),)
-    assert owed(run.state) == (StartSum(1, SITES),)
+    assert owed(run.state) == StartSum(1, SITES)
     assert run(events.Summed(1, b"root", 7)) == (SignClose(1, SITES, b"root", 7),)
-    assert run.state.phase is Phase.RELEASE and owed(run.state) == ()
+    assert run.state.phase is Phase.RELEASE and owed(run.state) is None
     for site in SITES:
         effects = run(events.ReportPosted(site, 1, b"m1"))
     assert effects == (Discard(1), SignRound(2, b"m1"))
@@ -224,6 +224,7 @@ def test_the_study_ends_behind_its_last_round() -> None:
     for site in SITES:
         effects = run(events.ReportPosted(site, 1, b"m1"))
     assert effects == (Discard(1),) and run.state.life is Life.FINISHED and run.state.model == b"m1"
+    assert run(events.ReportPosted("a", 1, b"m1")) == (), "late, and harmless"
 
 
 def test_a_study_without_any_finished_round_is_aborted() -> None:

@@ -1,0 +1,237 @@
+"""Sealed items between sites: the shared key and the current model. The coordinator cannot open them."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator
+
+from cipherward.coordinator.api.dispatch import Call
+from cipherward.coordinator.api.posts import not_found
+from cipherward.coordinator.blobs.writer import SegmentWriter
+from cipherward.coordinator.daemon.core import Core
+from cipherward.coordinator.daemon.view import StudyView
+from cipherward.coordinator.rounds.events import Event, KeyStored, Ticked
+from cipherward.coordinator.rounds.state import Phase
+from cipherward.coordinator.store.chunks import ChunkSet, Segment
+from cipherward.coordinator.store.database import Transaction
+from cipherward.coordinator.store.relay import RelayRow
+from cipherward.crypto import merkle
+from cipherward.crypto.labels import Label
+from cipherward.crypto.records import StudyTrust, verify_relay
+from cipherward.crypto.signing import verify
+from cipherward.errors import ConflictError, FormatError, IdentityError, LateError, LimitError
+from cipherward.proto.v1.coordinator_pb2 import (
+    GetRelayRequest,
+    PostReply,
+    RelayMessage,
+    RequestModelRequest,
+)
+from cipherward.proto.v1.round_pb2 import RelayItem
+
+MAX_KEY_BYTES = 16 * 2**20
+CHUNK_BYTES = 2**20
+_OVERHEAD = 64  # of a chunk's encryption
+
+
+def newest_model_round(view: StudyView) -> int:
+    """The round after which the newest model is: also while its reports still come in."""
+    state = view.state
+    return state.round if state.running and state.phase is Phase.RELEASE else state.model_round
+
+
+class Relay:
+    """See the service's definition."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._sending: set[tuple[str, int, str]] = set()
+        # Models that their receiver has fetched. If it asks again, that one was not good enough.
+        self._fetched: set[tuple[str, str, bytes]] = set()
+
+    async def put(self, call: Call, messages: AsyncIterator[RelayMessage]) -> PostReply:
+        """Store one item: the signed description, then the body."""
+        first = await anext(messages, None)
+        if first is None or not first.HasField("item"):
+            raise FormatError("a relayed item does not begin with its description")
+        view = self._core.studies.require(first.study)
+        view.require_site(call.name, call.peer.tls_key_digest)
+        item = self._verified(call, view, first)
+        self._core.traffic.up(view.name, view.state.round, first)
+        if item.kind == RelayItem.KIND_SHARED_KEY and await self._is_known_key(view, item):
+            return self._reply(view)
+        if item.kind == RelayItem.KIND_MODEL:
+            self._check_wanted(view, item)
+        key = (view.name, item.kind, item.receiver)
+        if key in self._sending:
+            raise LateError(f"{item.receiver} is being sent this by another site")
+        self._sending.add(key)
+        try:
+            name = f"{view.name}/relay/{secrets.token_hex(8)}"
+            segments = await self._body(view, item, messages)
+            await self._store(call, view, item, first, name, segments)
+        finally:
+            self._sending.discard(key)
+        return self._reply(view)
+
+    def _verified(self, call: Call, view: StudyView, first: RelayMessage) -> RelayItem:
+        if first.item.signer != str(call.peer.identity):
+            raise IdentityError(f"{call.name} relays an item of another sender")
+        trust: StudyTrust = view.current.trust
+        claimed = verify(first.item, Label.RELAY, trust.site(call.name).signing_key, RelayItem)
+        item = verify_relay(first.item, trust, claimed.receiver)
+        limit = MAX_KEY_BYTES
+        if item.kind == RelayItem.KIND_MODEL:
+            limit = 4 * trust.manifest.parameter_count
+        if item.content_length > limit or item.chunk_count > item.content_length // CHUNK_BYTES + 1:
+            raise LimitError(
+                f"a relayed item of {item.content_length} bytes in {item.chunk_count} chunks is refused",
+                why=f"the limit is {limit} bytes, in chunks of {CHUNK_BYTES}",
+            )
+        return item
+
+    async def _is_known_key(self, view: StudyView, item: RelayItem) -> bool:
+        """Whether the receiver has this key. Another key for it is refused: sites never change keys."""
+        digest = item.manifest_digest
+
+        def find(t: Transaction) -> RelayRow | None:
+            return t.relay.find(view.name, item.kind, item.receiver, manifest=digest)
+
+        known = await self._core.writer.transaction(find)
+        if known is None:
+            return False
+        before = RelayItem.FromString(known.signed.payload)
+        if before.content_digest != item.content_digest:
+            raise ConflictError(f"{item.receiver} was already sent another key", why="a study has one key")
+        return True  # sealed anew, as after a lost answer: the first one is kept
+
+    def _check_wanted(self, view: StudyView, item: RelayItem) -> None:
+        newest = newest_model_round(view)
+        if item.round != newest:
+            raise LateError(f"the model after round {item.round} is not the newest", why=f"that is {newest}")
+        if item.receiver not in view.model_wanted_by:
+            raise LateError(f"{item.receiver} wants no model any more", why="another site has sent it")
+
+    async def _body(
+        self, view: StudyView, item: RelayItem, messages: AsyncIterator[RelayMessage]
+    ) -> list[Segment]:
+        writer = SegmentWriter(self._core.blobs, 0)
+        segments: list[Segment] = []
+
+        async def flush() -> None:
+            segment = await asyncio.to_thread(writer.flush)
+            if segment is not None:
+                segments.append(segment)
+
+        try:
+            async for message in messages:
+                self._core.traffic.up(view.name, view.state.round, message)
+                if message.HasField("item") or message.index != writer.next_index:
+                    raise FormatError("a relayed item's chunks are out of order")
+                if message.index >= item.chunk_count or len(message.data) > CHUNK_BYTES + _OVERHEAD:
+                    raise FormatError("a relayed item's body is larger than its description says")
+                writer.add(message.data, merkle.leaf_hash(message.data))
+                if writer.full:
+                    await flush()
+            await flush()
+            body = ChunkSet("", tuple(segments))
+            if body.count != item.chunk_count or merkle.root(body.leaves()) != item.body_root:
+                raise FormatError("a relayed item's body is not the one that its sender signed for")
+        except BaseException:
+            await asyncio.to_thread(self._core.blobs.delete, [segment.blob for segment in segments])
+            raise
+        return segments
+
+    async def _store(
+        self,
+        call: Call,
+        view: StudyView,
+        item: RelayItem,
+        first: RelayMessage,
+        name: str,
+        segments: list[Segment],
+    ) -> None:
+        replaced: list[str] = []
+
+        def also(t: Transaction) -> None:
+            row = RelayRow(
+                view.name,
+                item.kind,
+                item.manifest_digest,
+                item.receiver,
+                call.name,
+                item.round,
+                self._core.clock.now(),
+                first.item,
+                name,
+            )
+            old = t.relay.put(row)
+            names = [old] if old else []
+            if item.kind == RelayItem.KIND_MODEL:
+                names += t.relay.drop_models(view.name, item.receiver, item.round)
+                t.relay.forget_request(view.name, item.receiver)
+            for each in names:
+                replaced.extend(t.chunks.drop(each))
+            for segment in segments:
+                t.chunks.add(name, segment)
+
+        event: Event = Ticked()
+        if item.kind == RelayItem.KIND_SHARED_KEY:
+            event = KeyStored(item.receiver, view.current.number)
+        try:
+            await self._core.studies.apply(view.name, event, also)
+        except BaseException:
+            await asyncio.to_thread(self._core.blobs.delete, [segment.blob for segment in segments])
+            raise
+        await asyncio.to_thread(self._core.blobs.delete, replaced)
+
+    async def get(self, call: Call, request: GetRelayRequest) -> AsyncGenerator[RelayMessage, None]:
+        """The newest item for the caller, of that kind and sender."""
+        view = self._core.studies.require(request.study)
+        view.require_site(call.name, call.peer.tls_key_digest)
+        number = view.state.round
+        self._core.traffic.up(view.name, number, request)
+        # A key belongs to a version of the manifest; a model is whoever's is newest.
+        manifest = view.current.trust.digest if request.kind == RelayItem.KIND_SHARED_KEY else b""
+
+        def find(t: Transaction) -> tuple[RelayRow, ChunkSet] | None:
+            row = t.relay.find(view.name, request.kind, call.name, sender=request.sender, manifest=manifest)
+            return None if row is None else (row, t.chunks.load(row.chunk_set))
+
+        found = await self._core.writer.transaction(find)
+        if found is None:
+            raise not_found(f"such item for {call.name} yet")
+        row, body = found
+        described = RelayMessage(study=view.name, item=row.signed)
+        self._core.traffic.down(view.name, number, described)
+        yield described
+        for index, place in enumerate(body.places()):
+            data = await asyncio.to_thread(self._core.blobs.read, place)
+            message = RelayMessage(study=view.name, index=index, data=data)
+            self._core.traffic.down(view.name, number, message)
+            yield message
+        if row.kind == RelayItem.KIND_MODEL:
+            self._fetched.add((view.name, call.name, row.signed.signature))
+
+    async def request_model(self, call: Call, request: RequestModelRequest) -> PostReply:
+        """Ask the other sites for the newest model, unless one is waiting to be fetched."""
+        view = self._core.studies.require(request.study)
+        view.require_site(call.name, call.peer.tls_key_digest)
+        self._core.traffic.up(view.name, view.state.round, request)
+        newest = newest_model_round(view)
+
+        def also(t: Transaction) -> None:
+            row = t.relay.find(view.name, RelayItem.KIND_MODEL, call.name)
+            waiting = row is not None and row.round == newest
+            if waiting and row and (view.name, call.name, row.signed.signature) not in self._fetched:
+                return
+            t.relay.request_model(view.name, call.name, request.round)
+
+        if newest > 0:
+            await self._core.studies.apply(view.name, Ticked(), also)
+        return self._reply(view)
+
+    def _reply(self, view: StudyView) -> PostReply:
+        reply = PostReply()
+        self._core.traffic.down(view.name, view.state.round, reply)
+        return reply

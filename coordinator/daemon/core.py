@@ -1,0 +1,35 @@
+"""What the handlers of calls work with."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from cipherward.clock import Clock
+from cipherward.coordinator.blobs.blobs import Blobs
+from cipherward.coordinator.daemon.metrics import Metrics
+from cipherward.coordinator.daemon.presence import Presence
+from cipherward.coordinator.daemon.studies import Studies
+from cipherward.coordinator.daemon.traffic import Traffic
+from cipherward.coordinator.daemon.watching import Watching
+from cipherward.coordinator.daemon.writer import Writer
+from cipherward.crypto.pki.store import Member
+
+UPLOADS_AT_A_TIME = 16
+"""With more, memory grows and nothing gets faster: 200 uploads of 1 M parameters kept 130 MB, not 973 MB."""
+
+
+@dataclass(frozen=True)
+class Core:
+    """The parts of one coordinator."""
+
+    member: Member
+    clock: Clock
+    blobs: Blobs
+    writer: Writer
+    studies: Studies
+    watching: Watching
+    presence: Presence
+    traffic: Traffic
+    metrics: Metrics
+    admission: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(UPLOADS_AT_A_TIME))
