@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -147,16 +148,25 @@ def report(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Interval: {result['interval']}."])
 
 
+def _show_progress(done: int, repeats: int) -> None:
+    if sys.stderr.isatty():
+        typer.echo(f"\r{done}/{repeats}", nl=done == repeats, err=True)
+
+
 def main(
     repeats: Annotated[int, typer.Option(min=2, help="How many splits.")] = 100,
+    target: Annotated[
+        float, typer.Option("--epsilon", min=0.01, help="Over the whole study, for each patient.")
+    ] = HEART_STUDY.epsilon,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
 ) -> None:
     """Cross-validate the heart-disease study. Example: heart_cv --repeats 100 --json heart.json"""
     try:
         result = cross_validate(
-            HEART_STUDY, repeats, lambda done: typer.echo(f"\r{done}/{repeats}", nl=False, err=True)
+            replace(HEART_STUDY, epsilon=target),
+            repeats,
+            lambda done: _show_progress(done, repeats),
         )
-        typer.echo("", err=True)
         typer.echo(report(result))
         if json_file is not None:
             write_file(json_file, json.dumps(result, indent=2).encode() + b"\n")

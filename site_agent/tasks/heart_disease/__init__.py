@@ -1,7 +1,7 @@
 """The built-in task: does a patient have heart disease (narrowing of a major vessel by more than half)?
 
 Logistic regression on 22 features: 23 parameters. A network with one hidden layer was measured beside it and
-is no better at this size (``python -m cipherward.evaluation.heart_cv``, docs of ``defaults``).
+is no better at this size (``python -m cipherward.evaluation.heart_grid``, docs/accuracy.md).
 """
 
 from __future__ import annotations
