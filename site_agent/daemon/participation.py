@@ -69,6 +69,7 @@ class Participation:
         data_set = study.row().data_set
         study.journal.write(round_number, started=True)
         reserve_round(site, study.trust(round_number), data_set, round_number)
+        study.log.info("reserved", round=round_number)
         study.log.info("training", round=round_number)
         cancellation = Cancellation()
         self._cancellation = (round_number, cancellation)

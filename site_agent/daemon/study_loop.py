@@ -131,7 +131,7 @@ class StudyLoop:
                 self._release.catch_up(number - 1, number)
                 self._keys.get(self._study.trust(number))
             case Phase.PHASE_OPEN:
-                self._release.catch_up(number - 1, number - 1)
+                self._release.catch_up(number - 1, number)
                 self._study.check_round_record(number, snapshot.round_record_digest)
                 self._resync.ensure_model(number)
                 self._keys.get(self._study.trust(number))
@@ -148,7 +148,7 @@ class StudyLoop:
                 self._release.report(number)
                 return POLL_SECONDS
             case _:
-                self._release.catch_up(number - 1, number - 1)
+                self._release.catch_up(number - 1, number)
         return None
 
     def _check_manifest(self, snapshot: StudySnapshot) -> None:

@@ -1,0 +1,152 @@
+"""Whole rounds between real processes, and what a restart, an absence or a refusal does to them."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+NAMES = ("alpha", "beta", "gamma")
+STEPS = (
+    "journal:started",
+    "journal:update_digest",
+    "journal:join_record",
+    "client:post_join",
+    "calls:accept_plan",
+    "calls:next_attempt",
+    "outbox:put_chunks",
+    "journal:ciphertext_root",
+    "client:upload",
+    "journal:commit_record",
+    "client:post_commit",
+    "journal-before:closing_record",
+    "client:post_model_report",
+)
+
+
+def assert_agreed(world, study, rounds, names=NAMES):
+    states = [world.status(name, study) for name in names]
+    assert {state["state"] for state in states} == {"finished"}
+    assert len({state["model_digest"] for state in states}) == 1
+    assert len({state["transcript"] for state in states}) == 1
+    for state in states:
+        assert [entry["step"] for entry in state["history"]] == ["finished"] * rounds
+        assert all(entry["contributors"] == list(names) for entry in state["history"])
+    return states
+
+
+def test_three_sites_agree_on_the_model_of_every_round(make_consortium):
+    world = make_consortium(*NAMES)
+    world.start_coordinator()
+    world.start_study(world.manifest("heart-1", rounds=2, minimum=3))
+    for name in NAMES:
+        world.start_site(name)
+    world.wait(*NAMES)
+    for state in assert_agreed(world, "heart-1", 2):
+        assert [item["round"] for item in state["local"]] == [0, 1, 2]
+        assert not state["findings"] and not state["reason"]
+    for name in NAMES:
+        outbox = world.folder / name / "outbox" / "heart-1"
+        assert not list(outbox.glob("*/*")), "updates are removed when their round is over"
+        [key] = (world.folder / name / "shared-keys").iterdir()
+        assert key.stat().st_mode & 0o777 == 0o600
+    events = [json.loads(line)["event"] for line in world.log("alpha").splitlines()]
+    assert events.index("reserved") < events.index("training") < events.index("joined")
+
+
+@pytest.mark.slow
+def test_a_site_killed_at_every_step_of_a_round_goes_on_where_it_was(make_consortium):
+    world = make_consortium(*NAMES)
+    world.start_coordinator()
+    rounds = 2
+    world.start_study(world.manifest("heart-1", rounds=rounds, minimum=3, join_window=300, upload=300))
+    for name in ("alpha", "gamma"):
+        world.start_site(name)
+    for _ in STEPS:
+        process = world.start_site("beta", CRASH_AFTER=",".join(STEPS))
+        assert process.wait(60) == -signal.SIGKILL, world.log("beta")
+    assert (world.folder / "beta" / "crashes.txt").read_text().split() == list(STEPS)
+    world.start_site("beta")
+    world.wait(*NAMES)
+    states = assert_agreed(world, "heart-1", rounds)
+    # Every round was paid for once, however often it was begun.
+    for name in NAMES:
+        assert len([e for e in ledger_kinds(world, name) if e == "reserve"]) == rounds
+    assert states[0]["model_round"] == rounds
+
+
+def ledger_kinds(world, name):
+    import sqlite3
+
+    with sqlite3.connect(world.folder / name / "state.db") as connection:
+        return [row[0] for row in connection.execute("SELECT kind FROM ledger_events ORDER BY sequence")]
+
+
+@pytest.mark.slow
+def test_a_site_that_was_away_takes_the_model_over_from_a_peer(make_consortium):
+    world = make_consortium(*NAMES)
+    world.start_coordinator()
+    world.start_study(world.manifest("heart-1", rounds=3, minimum=2, join_window=8))
+    for name in NAMES:
+        world.start_site(name)
+    world.wait_for(lambda: "round finished" in world.log("gamma"), "round 1")
+    world.kill("gamma")
+    world.wait_for(lambda: world.log("alpha").count('"round finished"') >= 2, "round 2 without gamma")
+    world.start_site("gamma")
+    world.wait(*NAMES)
+    states = [world.status(name, "heart-1") for name in NAMES]
+    assert len({state["model_digest"] for state in states}) == 1
+    assert len({state["transcript"] for state in states}) == 1
+    assert "took over the model from a peer" in world.log("gamma")
+    assert states[2]["history"][2]["contributors"] == list(NAMES)
+
+
+def test_a_refused_study_is_explained_and_the_daemon_goes_on(make_consortium):
+    world = make_consortium("alpha", "beta")
+    world.policy("beta", 1, ceiling=0.01)
+    world.start_coordinator()
+    world.start_study(world.manifest("heart-1", rounds=1))
+    world.start_site("beta", once=False)
+    world.wait_for(lambda: "study refused" in world.log("beta"), "the refusal")
+    status = world.status("beta", "heart-1")
+    assert status["state"] == "refused" and "0.01" in status["reason"]
+    assert [finding["code"] for finding in status["findings"]] == ["budget-study"]
+    assert world.processes["beta"].poll() is None
+
+
+def descendants(pid):
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rsplit(")", 1)[1].split()
+        except (OSError, IndexError):
+            continue
+        if int(fields[1]) == pid:
+            child = int(path.parent.name)
+            found += [child, *descendants(child)]
+    return found
+
+
+def test_an_idle_agent_is_small_and_stops_cleanly_with_its_children(make_consortium):
+    world = make_consortium("alpha", "beta")
+    world.start_coordinator()
+    world.start_study(world.manifest("heart-1", rounds=1))
+    process = world.start_site("alpha", own_trainer=True, once=False)
+    world.wait_for(lambda: "joined" in world.log("alpha"), "the join")
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+    assert resident <= 150 * 1024, f"{resident} kB"
+    children = descendants(process.pid)
+    assert children
+    began = time.monotonic()
+    process.terminate()
+    assert process.wait(15) == 0, world.log("alpha")
+    assert time.monotonic() - began < 15
+    for child in children:
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            continue
+        raise AssertionError(f"child {child} outlived the agent")
