@@ -45,8 +45,9 @@ def compare(request: dict[str, Any]) -> dict[str, Any]:
     pooled = baselines.pooled(task, sites, start, rounds, plain)
     everyone = _all_tests(sites)
 
-    def auc(model: baselines.Weights, records: Records) -> float:
-        return float(baselines.evaluate(task, model, records).auc)
+    def auc(model: baselines.Weights, records: Records) -> float | None:
+        """None where all held-out patients have the same label, as a small part of a hospital may."""
+        return baselines.evaluate(task, model, records).auc
 
     return {
         "auc_pooled_dp": auc(pooled_dp, everyone),

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cipherward import __version__
 from cipherward.durable import write_file
-from cipherward.evaluation.demo.results import DemoResult
+from cipherward.evaluation.demo.results import DemoResult, figure
 
 _COLOURS = {"alone": "#9aa5b1", "federated": "#0b6e4f", "pooled_dp": "#3d7ea6", "pooled": "#c9b458"}
 
@@ -40,7 +40,7 @@ def _aucs(result: DemoResult) -> Callable[[Any], None]:
         ]
         for offset, (label, colour, values) in enumerate(bars):
             places = [index + (offset - 1.5) * 0.2 for index in range(len(values))]
-            axes.bar(places, values, 0.19, label=label, color=_COLOURS[colour])
+            axes.bar(places, [value or 0.0 for value in values], 0.19, label=label, color=_COLOURS[colour])
         axes.set_xticks(range(len(result.sites)), [f"{site.name}\n{site.patients}" for site in result.sites])
         axes.set_ylim(0.4, 1.0)
         axes.axhline(0.5, color="#999", linewidth=0.7, linestyle=":")
@@ -70,6 +70,7 @@ def write_report(result: DemoResult, path: Path) -> None:
     environment = Environment(
         loader=PackageLoader("cipherward.evaluation.demo", "."), autoescape=True, undefined=StrictUndefined
     )
+    environment.filters["figure"] = figure
     page = environment.get_template("report.html.j2").render(
         result=result,
         version=__version__,

@@ -6,16 +6,17 @@ from pydantic import BaseModel
 
 
 class SiteResult(BaseModel):
-    """One hospital. AUCs are on its own held-out patients; epsilon and delta are from its own ledger."""
+    """One hospital. AUCs are on its own held-out patients, None where these all have the same label; epsilon
+    and delta are from its own ledger."""
 
     name: str
     patients: int
     epsilon: float
     delta: float
-    auc_local: float
-    auc_federated: float
-    auc_pooled_dp: float
-    auc_pooled: float
+    auc_local: float | None
+    auc_federated: float | None
+    auc_pooled_dp: float | None
+    auc_pooled: float | None
 
 
 class RoundResult(BaseModel):
@@ -45,3 +46,8 @@ class DemoResult(BaseModel):
     seconds_setup: float
     seconds_study: float
     seconds_reference: float
+
+
+def figure(value: float | None) -> str:
+    """An AUC for people."""
+    return "-" if value is None else f"{value:.3f}"

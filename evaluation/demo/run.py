@@ -216,7 +216,7 @@ def _result(
                 patients=data["patients"],
                 epsilon=data["epsilon"],
                 delta=data["delta"],
-                auc_federated=own["evaluations"][-1]["auc"],
+                auc_federated=own["evaluations"][-1].get("auc"),
                 **reference["sites"][site["site"]],
             )
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from cipherward.evaluation.demo.results import DemoResult
+from cipherward.evaluation.demo.results import DemoResult, figure
 
 
 def show_result(console: Console, result: DemoResult) -> None:
@@ -18,8 +18,8 @@ def show_result(console: Console, result: DemoResult) -> None:
         table.add_column(name, justify="right")
     for site in result.sites:
         table.add_row(
-            site.name, str(site.patients), f"{site.auc_local:.3f}", f"{site.auc_federated:.3f}",
-            f"{site.auc_pooled_dp:.3f}", f"{site.auc_pooled:.3f}", f"{site.epsilon:.2f}", f"{site.delta:.0e}",
+            site.name, str(site.patients), figure(site.auc_local), figure(site.auc_federated),
+            figure(site.auc_pooled_dp), figure(site.auc_pooled), f"{site.epsilon:.2f}", f"{site.delta:.0e}",
         )  # fmt: skip
     console.print()
     console.print(table)
