@@ -24,7 +24,15 @@ from cipherward.coordinator.api.policy import POLICIES, Policy
 from cipherward.coordinator.daemon.metrics import Metrics
 from cipherward.coordinator.daemon.presence import Presence
 from cipherward.crypto.pki.peers import Peer, PeerVerifier
-from cipherward.errors import CipherwardError, IdentityError, LimitError, UsageError
+from cipherward.errors import (
+    CipherwardError,
+    IdentityError,
+    LateError,
+    LimitError,
+    NotFoundError,
+    UnavailableError,
+    UsageError,
+)
 from cipherward.ids import Role
 from cipherward.proto.v1 import coordinator_pb2 as pb
 
@@ -159,7 +167,9 @@ class Dispatcher:
                 fix="Ask its admin to look for the incident in the log",
             )
             log.error("call failed", rpc=rpc, caller=who, incident=incident, exc_info=error)
-        if caller is not None and caller.identity.role is Role.SITE:
+        # Asking for what is not there yet, or no longer needed, is part of a site's day.
+        expected = isinstance(told, NotFoundError | LateError | UnavailableError)
+        if caller is not None and caller.identity.role is Role.SITE and not expected:
             self._presence.refused(caller.identity.name, str(told))
         status = status_of(told)
         self._metrics.served(rpc, status.name)

@@ -10,7 +10,7 @@ from cipherward.proto.v1.coordinator_pb2 import RoundStatus, SiteStatus, StudySt
 
 
 async def study_status(core: Core, view: StudyView) -> StudyStatus:
-    """Where the study stands, its sites, and all rounds so far."""
+    """Where the study stands, its sites, and the rounds that have ended."""
     history = await core.writer.transaction(lambda t: t.studies.history(view.name))
     manifest = view.current.trust.manifest
     return StudyStatus(
@@ -20,7 +20,7 @@ async def study_status(core: Core, view: StudyView) -> StudyStatus:
         rounds=manifest.rounds,
         phase=phase_of(view),
         sites=[_site(core, view, name) for name in view.current.trust.sites],
-        history=[_round(core, view, figures) for figures in history],
+        history=[_round(core, view, figures) for figures in history if _ended(view, figures)],
         reason=view.state.reason,
         suite=manifest.suite.name,
         parameters=manifest.suite.parameters,
@@ -47,6 +47,10 @@ def _site(core: Core, view: StudyView, name: str) -> SiteStatus:
         chunks_stored=chunks,
         problem=presence.problem,
     )
+
+
+def _ended(view: StudyView, figures: RoundFigures) -> bool:
+    return figures.round < view.state.round or not view.state.running
 
 
 def _round(core: Core, view: StudyView, figures: RoundFigures) -> RoundStatus:

@@ -27,6 +27,12 @@ def write_address(folder: Path, address: str) -> None:
     write_file(folder / ADDRESS, f"{address}\n".encode())
 
 
+def remove_address(folder: Path) -> None:
+    """The service does not listen, or no longer."""
+    with explained("delete", folder / ADDRESS):
+        (folder / ADDRESS).unlink(missing_ok=True)
+
+
 class FolderLock:
     """One running coordinator per folder. The kernel lets go of it when the process ends, however it ends."""
 

@@ -21,7 +21,13 @@ from cipherward.coordinator.api.limits import Limits
 from cipherward.coordinator.api.service import implementation, new_server
 from cipherward.coordinator.blobs.blobs import Blobs
 from cipherward.coordinator.daemon.core import Core
-from cipherward.coordinator.daemon.folder import FolderLock, blobs_url, database_url, write_address
+from cipherward.coordinator.daemon.folder import (
+    FolderLock,
+    blobs_url,
+    database_url,
+    remove_address,
+    write_address,
+)
 from cipherward.coordinator.daemon.metrics import Metrics
 from cipherward.coordinator.daemon.presence import Presence
 from cipherward.coordinator.daemon.studies import Studies
@@ -33,7 +39,7 @@ from cipherward.coordinator.daemon.writer import Writer
 from cipherward.coordinator.store.database import Store
 from cipherward.crypto.pki.peers import PeerVerifier
 from cipherward.crypto.pki.store import load_member
-from cipherward.errors import EnvironmentProblem
+from cipherward.errors import EnvironmentProblem, UsageError
 from cipherward.ids import Role
 
 log = structlog.get_logger()
@@ -72,6 +78,7 @@ class Service:
         for warning in member.warnings(self._clock.now()):
             log.warning("credential", reason=warning)
         lock = FolderLock(folder)
+        remove_address(folder)  # of a process that was killed
         try:
             store = Store(self._settings.database or database_url(folder))
             writer = Writer(store)
@@ -117,6 +124,7 @@ class Service:
             await stop.wait()
             log.info("stopping")
         finally:
+            remove_address(self._settings.folder)
             await _health(health, serving=False)
             core.watching.drain()
             await server.stop(GRACE_SECONDS)
@@ -156,6 +164,15 @@ def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredenti
             fix="Stop the other service, or choose another with --listen HOST:PORT",
         ) from cause
     return port
+
+
+def check_listen(listen: str) -> None:
+    """Raises UsageError unless it is HOST:PORT."""
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise UsageError(
+            f"cannot listen on {listen[:120]!r}", why="it must be HOST:PORT", fix="E.g. 0.0.0.0:7443"
+        )
 
 
 def limit_arenas() -> None:
