@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,50 +15,126 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine
 
 from cipherward.clock import Clock
-from cipherward.crypto.pki.store import Member
+from cipherward.crypto.pki.store import load_member
 from cipherward.durable import write_file
-from cipherward.errors import UsageError
+from cipherward.errors import CipherwardError, UsageError
+from cipherward.ids import Role
+from cipherward.site_agent.daemon.constants import round_cost
 from cipherward.site_agent.journal.journal import Entry, Journal
-from cipherward.site_agent.state.folder import SiteFolder
+from cipherward.site_agent.ledger.chain import Kind
+from cipherward.site_agent.offline import Offline
+from cipherward.site_agent.policy import limits
 from cipherward.site_agent.state.models import ModelStore
 from cipherward.site_agent.state.studies import StudyStore
 
 
-def status(member: Member, engine: Engine, clock: Clock) -> dict[str, Any]:
-    """Identity, and each study with its rounds, figures, refusals and incidents. Plain JSON values."""
-    store = StudyStore(engine)
+def status(site: Offline, clock: Clock) -> dict[str, Any]:
+    """Identity and its validity, data sets, and each study with its rounds, figures, refusals and incidents.
+
+    Plain JSON values.
+    """
+    found: dict[str, Any] = {"site": site.identity.name, "identity": str(site.identity), "problem": ""}
+    try:
+        member = load_member(site.folder.root, Role.SITE, clock.now())
+    except CipherwardError as error:
+        found["problem"] = str(error)
+    else:
+        found["certificate_days_left"] = member.days_left(clock.now())
+        found["warnings"] = list(member.warnings(clock.now()))
+        found["status_list"] = member.status.newest.number
+    found["data_sets"] = [data_set_status(site, known.name) for known in site.ledger.datasets()]
+    found["studies"] = [study_status(site.engine, clock, name) for name in site.studies.names()]
+    found["incidents"] = [asdict(incident) for incident in site.studies.incidents()]
+    return found
+
+
+def data_set_status(site: Offline, name: str) -> dict[str, Any]:
+    """What the ledger says of a data set: epsilon spent at ``delta`` by its worst patient, of which
+    ceiling."""
+    known = site.ledger.dataset(name)
+    found: dict[str, Any] = {
+        "name": name,
+        "version": known.version,
+        "patients": known.patients,
+        "reservations": site.ledger.count(Kind.RESERVE, name),
+        "lost": site.ledger.count(Kind.LOST, name),
+    }
+    if name not in site.policy.datasets:
+        return {**found, "problem": "the policy no longer names it"}
+    bounds = limits(site.policy, name, site.ledger)
+    spent = site.ledger.spent(name, bounds.delta)
     return {
-        "site": str(member.identity),
-        "certificate_days_left": member.days_left(clock.now()),
-        "warnings": list(member.warnings(clock.now())),
-        "status_list": member.status.newest.number,
-        "studies": [study_status(engine, clock, name) for name in store.names()],
-        "incidents": [asdict(incident) for incident in store.incidents()],
+        **found,
+        "epsilon": _number(spent),
+        "delta": bounds.delta,
+        "epsilon_ceiling": _number(bounds.ceiling),
+        "epsilon_left": _number(max(0.0, bounds.ceiling - spent)),
     }
 
 
+def ledger_status(site: Offline) -> dict[str, Any]:
+    """Every event of the ledger, each data set's account, and how many rounds each study could still pay
+    for."""
+    left = []
+    for name in site.studies.names():
+        row, versions = site.studies.row(name), site.studies.versions(name)
+        if row is None or versions is None or row.data_set not in site.policy.datasets:
+            continue
+        cost = round_cost(versions.trusts[-1].manifest)
+        bounds = limits(site.policy, row.data_set, site.ledger)
+        rounds = (
+            site.ledger.remaining_rounds(row.data_set, cost, bounds.ceiling, bounds.delta) if cost else None
+        )
+        left.append({"study": name, "data_set": row.data_set, "rounds_left": rounds})
+    head = site.ledger.head()
+    return {
+        "sequence": head.sequence,
+        "head": head.digest.hex(),
+        "data_sets": [data_set_status(site, known.name) for known in site.ledger.datasets()],
+        "studies": left,
+        "events": [
+            {
+                "sequence": at.sequence,
+                "kind": entry.kind.value,
+                "data_set": entry.dataset,
+                "version": entry.version,
+                "study": entry.study,
+                "round": entry.round,
+                "recorded_at": entry.recorded_at,
+                "details": entry.details,
+            }
+            for at, entry in site.ledger.entries()
+        ],
+    }
+
+
+def _number(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None
+
+
 def study_status(engine: Engine, clock: Clock, name: str) -> dict[str, Any]:
-    """One study. Federated figures carry the study's noise; local ones are exact and this hospital's own."""
+    """One study. Federated figures carry the study's noise; ``evaluations`` are exact, on this hospital's own
+    held-out patients (round 0: the initial model), and stay here."""
     store = StudyStore(engine)
     row, versions = store.row(name), store.versions(name)
     if row is None:
         raise UsageError(f"study {name} is not known here")
     manifest = versions.trusts[-1].manifest if versions else None
-    local = store.evaluations(name)
     return {
         "study": name,
         "state": row.state,
         "reason": row.reason,
         "data_set": row.data_set,
-        "findings": [{"code": code, "text": text} for code, text in store.findings(name)],
+        "findings": [{"code": code, "line": line} for code, line in store.findings(name)],
         "manifest_version": manifest.version if manifest else 0,
-        "rounds": manifest.rounds if manifest else 0,
+        "planned_rounds": manifest.rounds if manifest else 0,
         "model_round": row.model_round,
         "model_digest": row.model_digest.hex(),
         "transcript_round": row.transcript_round,
         "transcript": row.transcript.hex(),
-        "history": [_round(entry) for entry in Journal(engine, name, clock).history()],
-        "local": [{"round": number, **figures} for number, figures in local.items()],
+        "rounds": [_round(entry) for entry in Journal(engine, name, clock).history()],
+        "evaluations": [{"round": number, **figures} for number, figures in store.evaluations(name).items()],
     }
 
 
@@ -92,21 +169,20 @@ def step(entry: Entry) -> str:
     return "open"
 
 
-def export_model(folder: SiteFolder, engine: Engine, study: str, out: Path, *, force: bool) -> dict[str, Any]:
+def export_model(site: Offline, study: str, out: Path, *, force: bool) -> dict[str, Any]:
     """Write the study's newest model here: flat float32 as ``.npz`` (array ``weights``) or raw
     little-endian bytes for any other suffix, and what it is to ``OUT.json``. Returns that description.
 
     Raises UsageError for an unknown study or an existing file without ``force``; EnvironmentProblem.
     """
-    store = StudyStore(engine)
-    row, versions = store.row(study), store.versions(study)
+    row, versions = site.studies.row(study), site.studies.versions(study)
     if row is None or versions is None:
         raise UsageError(f"study {study} is not known here", fix="See `cipherward site status`")
     sidecar = out.with_name(out.name + ".json")
     for path in (out, sidecar):
         if path.exists() and not force:
             raise UsageError(f"{path} exists", fix="Choose another name, or add --force")
-    weights = ModelStore(folder.models).get(row.model_digest)
+    weights = ModelStore(site.folder.models).get(row.model_digest)
     manifest = versions.trusts[-1].manifest
     description = {
         "study": study,

@@ -40,7 +40,7 @@ from cipherward.site_agent.daemon.study import Study
 from cipherward.site_agent.daemon.study_loop import StudyLoop
 from cipherward.site_agent.ledger.accountant import SubprocessAccountant
 from cipherward.site_agent.ledger.ledger import Ledger
-from cipherward.site_agent.ledger.patients import PatientKey
+from cipherward.site_agent.offline import patient_key
 from cipherward.site_agent.policy import load as load_policy
 from cipherward.site_agent.state.folder import MIGRATIONS, SiteFolder
 from cipherward.site_agent.state.models import ModelStore
@@ -68,7 +68,7 @@ def open_site(options: Options, trainer: Trainer, clock: Clock, log: FilteringBo
     folder.prepare()
     engine = open_database(folder.database_url, MIGRATIONS)
     folder.database.chmod(0o600)
-    ledger = Ledger(engine, _patient_key(folder), accountant=SubprocessAccountant(), clock=clock)
+    ledger = Ledger(engine, patient_key(folder), accountant=SubprocessAccountant(), clock=clock)
     ledger.verify_chain()
     site = Site(
         folder=folder,
@@ -86,13 +86,6 @@ def open_site(options: Options, trainer: Trainer, clock: Clock, log: FilteringBo
     for warning in member.warnings(clock.now()):
         log.warning(warning)
     return site
-
-
-def _patient_key(folder: SiteFolder) -> PatientKey:
-    """Made on the first start. A ledger that was made with another one refuses it."""
-    if not folder.patient_key.exists():
-        return PatientKey.create(folder.patient_key)
-    return PatientKey.read(folder.patient_key)
 
 
 class Agent:

@@ -32,8 +32,8 @@ def assert_agreed(world, study, rounds, names=NAMES):
     assert len({state["model_digest"] for state in states}) == 1
     assert len({state["transcript"] for state in states}) == 1
     for state in states:
-        assert [entry["step"] for entry in state["history"]] == ["finished"] * rounds
-        assert all(entry["contributors"] == list(names) for entry in state["history"])
+        assert [entry["step"] for entry in state["rounds"]] == ["finished"] * rounds
+        assert all(entry["contributors"] == list(names) for entry in state["rounds"])
     return states
 
 
@@ -45,7 +45,7 @@ def test_three_sites_agree_on_the_model_of_every_round(make_consortium):
         world.start_site(name)
     world.wait(*NAMES)
     for state in assert_agreed(world, "heart-1", 2):
-        assert [item["round"] for item in state["local"]] == [0, 1, 2]
+        assert [item["round"] for item in state["evaluations"]] == [0, 1, 2]
         assert not state["findings"] and not state["reason"]
     for name in NAMES:
         outbox = world.folder / name / "outbox" / "heart-1"
@@ -100,7 +100,7 @@ def test_a_site_that_was_away_takes_the_model_over_from_a_peer(make_consortium):
     assert len({state["model_digest"] for state in states}) == 1
     assert len({state["transcript"] for state in states}) == 1
     assert "took over the model from a peer" in world.log("gamma")
-    assert states[2]["history"][2]["contributors"] == list(NAMES)
+    assert states[2]["rounds"][2]["contributors"] == list(NAMES)
 
 
 def test_a_refused_study_is_explained_and_the_daemon_goes_on(make_consortium):
