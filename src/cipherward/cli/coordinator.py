@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cipherward.cli import membership
+from cipherward.cli import coordinator_service, membership
 from cipherward.ids import Role
 
 app = typer.Typer(
@@ -44,3 +44,6 @@ def init(
         json=json,
         hosts=host or (),
     )
+
+
+coordinator_service.add_to(app)
