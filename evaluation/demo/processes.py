@@ -78,6 +78,12 @@ class Processes:
                 )
             time.sleep(0.05)
 
+    def kill(self, name: str) -> None:
+        """SIGKILL, as a power cut would; it is not missed by ``check`` afterwards."""
+        process = self._running.pop(name)
+        process.kill()
+        process.wait()
+
     def stop(self, seconds: float = 15.0) -> None:
         """SIGTERM to all, SIGKILL to whoever is still there after ``seconds``."""
         for process in self._running.values():

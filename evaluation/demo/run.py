@@ -151,6 +151,8 @@ def round_results(status: StudyStatus) -> list[RoundResult]:
 def run(options: Options) -> DemoResult:
     """The whole demo. Raises a CipherwardError that says what to do; no process outlives it."""
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=120)  # a log, not a window
     sources = hospital_parts(options.sites)
     for name in sources:
         check_name(name, "site")

@@ -47,31 +47,39 @@ class RunningStudy:
 
     def start(self, trainer_socket: Path | None = None) -> None:
         """Start all processes and the study; ``trainer_socket``: one trainer for all agents."""
-        address_file = self._consortium.coordinator / "address"
-        self._processes.start(
-            "coordinator",
-            "coordinator",
-            "run",
-            "--dir",
-            str(self._consortium.coordinator),
-            "--listen",
-            "127.0.0.1:0",
-        )
-        self._processes.wait_until(address_file.exists, "the coordinator's start", _START_SECONDS)
-        self.address = address_file.read_text().strip()
+        self.start_coordinator("127.0.0.1:0")
         for name in self._sites:
-            shared = ["--trainer-socket", str(trainer_socket)] if trainer_socket else []
-            self._processes.start(
-                f"site-{name}", "site", "run", "--dir", str(self._consortium.site_folder(name)),
-                "--coordinator", self.address, "--once-finished", *shared,
-            )  # fmt: skip
+            self.start_site(name, trainer_socket)
+        self.start_study()
+
+    def start_study(self) -> None:
+        """As the operator."""
         self.cipherward(
             "study", "start", str(self._consortium.manifest), "--weights", str(self._consortium.weights),
             "--dir", str(self._consortium.operator), "--coordinator", self.address,
         )  # fmt: skip
 
-    def watch(self, show: Callable[[StudyStatus], None], seconds: float) -> StudyStatus:
-        """Follow the study as its operator until it ends; ``show`` gets every change.
+    def start_coordinator(self, listen: str) -> None:
+        """Start it and wait until it serves; ``address`` is then where."""
+        address_file = self._consortium.coordinator / "address"
+        address_file.unlink(missing_ok=True)
+        folder = str(self._consortium.coordinator)
+        self._processes.start("coordinator", "coordinator", "run", "--dir", folder, "--listen", listen)
+        self._processes.wait_until(address_file.exists, "the coordinator's start", _START_SECONDS)
+        self.address = address_file.read_text().strip()
+
+    def start_site(self, name: str, trainer_socket: Path | None = None) -> None:
+        """Start one agent; it ends by itself when the study has ended."""
+        shared = ["--trainer-socket", str(trainer_socket)] if trainer_socket else []
+        self._processes.start(
+            f"site-{name}", "site", "run", "--dir", str(self._consortium.site_folder(name)),
+            "--coordinator", self.address, "--once-finished", *shared,
+        )  # fmt: skip
+
+    def watch(
+        self, show: Callable[[StudyStatus], None], seconds: float, *, every: float = 0.2
+    ) -> StudyStatus:
+        """Follow the study as its operator until it ends; ``show`` gets its state ``every`` so many seconds.
 
         Raises UnavailableError if it is aborted, a process fails, or the time is up.
         """
@@ -89,7 +97,7 @@ class RunningStudy:
                     raise UnavailableError("the study was aborted", why=status.reason)
                 if time.monotonic() > deadline:
                     raise UnavailableError(f"the study did not finish within {seconds:.0f} s")
-                time.sleep(0.2)
+                time.sleep(every)
 
     def wait_for_sites(self, seconds: float) -> None:
         """Until every agent has ended by itself: it has then seen and evaluated the final model."""
