@@ -12,7 +12,7 @@ from cipherward.crypto.suites.base import KeyLifetime
 from cipherward.crypto.suites.registry import suite
 from cipherward.errors import FormatError, LimitError, UsageError, VerificationError
 from cipherward.ids import DIGEST_BYTES, check_name
-from cipherward.proto.v1.study_pb2 import DpPolicy, Manifest, PlainTraining
+from cipherward.proto.v1.study_pb2 import CoordinatorEntry, DpPolicy, Manifest, PlainTraining, RosterSite
 
 STRATEGIES = frozenset({"fedavg"})
 MAX_ROUNDS = 100_000
@@ -65,7 +65,7 @@ def _check_names(manifest: Manifest) -> None:
 
 
 def _check_keys(manifest: Manifest) -> None:
-    members = [*manifest.roster, manifest.coordinator]
+    members: list[RosterSite | CoordinatorEntry] = [*manifest.roster, manifest.coordinator]
     for member in members:
         if len(member.signing_key) != KEY_BYTES or len(member.tls_key_digest) != DIGEST_BYTES:
             raise FormatError(f"the manifest lacks a key of {member.name}")
@@ -212,11 +212,11 @@ def _check_suite(manifest: Manifest) -> None:
 def _check_deadlines(manifest: Manifest) -> None:
     deadlines = manifest.deadlines
     quorum = int(_one_time_keys(manifest))
-    for name, least in (
-        ("join_window", 1),
-        ("upload", 1),
-        ("acknowledge", quorum),
-        ("unseal", quorum),
-        ("verify", 1),
+    for name, seconds, least in (
+        ("join_window", deadlines.join_window, 1),
+        ("upload", deadlines.upload, 1),
+        ("acknowledge", deadlines.acknowledge, quorum),
+        ("unseal", deadlines.unseal, quorum),
+        ("verify", deadlines.verify, 1),
     ):
-        _within(getattr(deadlines, name), least, MAX_DEADLINE, f"the deadline {name}")
+        _within(seconds, least, MAX_DEADLINE, f"the deadline {name}")

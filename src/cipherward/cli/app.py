@@ -11,7 +11,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-import click
 import typer
 
 from cipherward.errors import CipherwardError
@@ -40,37 +39,23 @@ def build() -> typer.Typer:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit status."""
-    command = typer.main.get_command(build())
     try:
-        status = command.main(
-            args=list(sys.argv[1:] if arguments is None else arguments),
-            prog_name="cipherward",
-            standalone_mode=False,
-        )
+        build()(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="cipherward")
+    except SystemExit as stop:  # how typer ends a command, usage errors and Ctrl-C included
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except CipherwardError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_status
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
-    except click.exceptions.Abort:
-        return INTERRUPTED
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:  # noqa: BLE001 - the last resort: one line in the place of a traceback
         if os.environ.get("CIPHERWARD_DEBUG"):
             traceback.print_exc()
-        line = f"error: CW-999 unexpected {type(error).__name__}, because {error}. "
+        line = f"error: CW-999 unexpected {type(error).__name__}, because {' '.join(str(error).split())}. "
         hint = "Run again with CIPHERWARD_DEBUG=1 for the traceback and report it."
         print(line + hint, file=sys.stderr)  # noqa: T201
         return UNEXPECTED
-    return status if isinstance(status, int) else 0
+    return 0
 
 
 if __name__ == "__main__":
