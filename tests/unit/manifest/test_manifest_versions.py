@@ -1,0 +1,71 @@
+"""Versions of a manifest: sites join, leave, and change their keys."""
+
+import pytest
+
+from cipherward.crypto.manifest import (
+    needs_new_key,
+    verify_successor,
+)
+from cipherward.errors import UsageError, VerificationError
+from cipherward.ids import Role
+
+
+def test_a_next_version_follows_from_the_one_before(kit):
+    first = kit.trust(kit.build())
+    second = kit.trust(kit.version_2(names=(*kit.NAMES, "basel"), previous=first))
+    verify_successor(first, second)
+    assert second.manifest.version == 2 and second.manifest.previous_digest == first.digest
+    third_text = kit.edited(("# first_round = 4 ", "first_round = 5 "))
+    third = kit.trust(kit.version_2(third_text, previous=second))
+    verify_successor(second, third)
+    with pytest.raises(VerificationError, match="does not follow"):
+        verify_successor(first, third)
+    with pytest.raises(VerificationError, match="does not follow"):
+        verify_successor(second, second)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: setattr(m, "previous_digest", bytes(32)), "does not follow"),
+        (lambda m: setattr(m, "version", 3), "does not follow"),
+        (lambda m: setattr(m, "study", "lungs"), "of another study"),
+        (lambda m: setattr(m, "first_round", 1), "must be later than round 1"),
+        (lambda m: setattr(m, "initial_weights_digest", bytes(32)), "another model"),
+        (lambda m: setattr(m, "parameter_count", 24), "another model"),
+        (lambda m: setattr(m.task, "name", "lungs"), "another task"),
+    ],
+)
+def test_a_version_that_does_not_follow_is_refused(kit, change, words):
+    second = kit.version_2()
+    change(second)
+    with pytest.raises(VerificationError, match=words):
+        verify_successor(kit.trust(kit.build()), kit.trust(second))
+
+
+def test_a_next_version_is_checked_when_it_is_signed(kit):
+    first = kit.trust(kit.build())
+    with pytest.raises(UsageError, match="must be later than round 1"):
+        kit.build(previous=first)
+    with pytest.raises(UsageError, match="another model"):
+        kit.version_2(previous=first, initial_weights_digest=bytes(32))
+    with pytest.raises(UsageError, match="first round is 9"):
+        kit.version_2(kit.edited(("# first_round = 4 ", "first_round = 9 ")), previous=first)
+
+
+def test_a_leaver_forces_a_new_key_and_a_joiner_does_not(kit):
+    first = kit.trust(kit.build())
+    assert not needs_new_key(first, kit.trust(kit.version_2(previous=first)))
+    assert not needs_new_key(first, kit.trust(kit.version_2(names=(*kit.NAMES, "basel"), previous=first)))
+    assert needs_new_key(first, kit.trust(kit.version_2(names=kit.NAMES[:3], previous=first)))
+    renewed = [kit.issue(Role.SITE, name) if name == "hungary" else kit.SITES[name] for name in kit.NAMES]
+    assert needs_new_key(first, kit.trust(kit.version_2(sites=renewed, previous=first)))
+    later = kit.edited(("# first_round = 4 ", "first_round = 4 "))
+    for change in (('key_maker = "cleveland"', 'key_maker = "hungary"'), ("seal-4096-48", "flare-8192")):
+        assert needs_new_key(first, kit.trust(kit.version_2(kit.edited(change, text=later), previous=first)))
+
+
+def test_a_key_maker_who_left_is_refused(kit):
+    first = kit.trust(kit.build())
+    with pytest.raises(UsageError, match="key's maker is 'cleveland'"):
+        kit.version_2(names=kit.NAMES[1:], previous=first)
