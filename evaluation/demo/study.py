@@ -10,15 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import grpc
-
-from cipherward.crypto.pki.store import load_member
+from cipherward.cli.operator_client import dial
 from cipherward.errors import UnavailableError
 from cipherward.evaluation.demo.consortium import DemoConsortium
 from cipherward.evaluation.demo.processes import Processes
-from cipherward.ids import Role
-from cipherward.proto.v1.coordinator_pb2 import StudyState, StudyStatus, StudyStatusRequest
-from cipherward.proto.v1.coordinator_pb2_grpc import CoordinatorStub
+from cipherward.proto.v1.coordinator_pb2 import StudyState, StudyStatus
 
 _START_SECONDS = 60.0
 
@@ -83,20 +79,22 @@ class RunningStudy:
 
         Raises UnavailableError if it is aborted, a process fails, or the time is up.
         """
-        operator = load_member(self._consortium.operator, Role.OPERATOR, time.time())
         deadline = time.monotonic() + seconds
-        with grpc.secure_channel(self.address, operator.channel_credentials()) as channel:
-            stub = CoordinatorStub(channel)
+        with dial(self._consortium.operator, self.address) as client:
             while True:
                 self._processes.check()
-                status = stub.GetStudyStatus(StudyStatusRequest(), timeout=30, wait_for_ready=True)
+                if time.monotonic() > deadline:
+                    raise UnavailableError(f"the study did not finish within {seconds:.0f} s")
+                try:
+                    status = client.status("")
+                except UnavailableError:  # it is being restarted; if it had failed, the check above says so
+                    time.sleep(every)
+                    continue
                 show(status)
                 if status.state == StudyState.STUDY_STATE_FINISHED:
                     return status
                 if status.state == StudyState.STUDY_STATE_ABORTED:
                     raise UnavailableError("the study was aborted", why=status.reason)
-                if time.monotonic() > deadline:
-                    raise UnavailableError(f"the study did not finish within {seconds:.0f} s")
                 time.sleep(every)
 
     def wait_for_sites(self, seconds: float) -> None:
