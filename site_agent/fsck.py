@@ -11,7 +11,7 @@ from cipherward.clock import SystemClock
 from cipherward.crypto import merkle
 from cipherward.crypto.labels import Label
 from cipherward.crypto.records import StudyTrust, verify_abort, verify_close, verify_plan, verify_round_record
-from cipherward.crypto.signing import record_digest
+from cipherward.crypto.signing import parse, record_digest
 from cipherward.crypto.transcript import transcript_next, transcript_start
 from cipherward.errors import CipherwardError, EnvironmentProblem
 from cipherward.proto.v1.common_pb2 import Signed
@@ -83,16 +83,20 @@ def _transcript(entry: Entry, trust: StudyTrust, before: bytes) -> bytes:
     """Verify the round's records again; the transcript after it."""
     if entry.closing_record is None:
         return before
-    closing = Signed.FromString(entry.closing_record)
+    closing = _stored(entry.closing_record)
     if entry.aborted:
         verify_abort(closing, trust, entry.round, before)
         return transcript_next(before, record_digest(Label.ABORT_RECORD, closing))
-    opening = Signed.FromString(entry.round_record or b"")
+    opening = _stored(entry.round_record)
     verify_round_record(opening, trust, entry.round)
     opened = record_digest(Label.ROUND_RECORD, opening)
-    plan = verify_plan(Signed.FromString(entry.plan_record or b""), trust, opened, entry.round)
+    plan = verify_plan(_stored(entry.plan_record), trust, opened, entry.round)
     verify_close(closing, trust, plan, before)
     return transcript_next(before, record_digest(Label.CLOSE_RECORD, closing))
+
+
+def _stored(content: bytes | None) -> Signed:
+    return parse(content or b"", Signed, "record on disk")
 
 
 def _outbox(folder: SiteFolder, study: str, entry: Entry) -> None:

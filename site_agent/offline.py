@@ -11,7 +11,6 @@ from sqlalchemy import Engine
 
 from cipherward.clock import Clock
 from cipherward.crypto.pki.member_files import read_anchor, read_request
-from cipherward.database import open_database
 from cipherward.errors import EnvironmentProblem
 from cipherward.ids import Identity
 from cipherward.site_agent.ledger.accountant import LocalAccountant
@@ -19,7 +18,8 @@ from cipherward.site_agent.ledger.ledger import Ledger
 from cipherward.site_agent.ledger.patients import PatientKey
 from cipherward.site_agent.policy import Policy
 from cipherward.site_agent.policy import load as load_policy
-from cipherward.site_agent.state.folder import MIGRATIONS, SiteFolder
+from cipherward.site_agent.state.folder import SiteFolder
+from cipherward.site_agent.state.opening import open_state
 from cipherward.site_agent.state.studies import StudyStore
 
 
@@ -53,10 +53,8 @@ def open_offline(root: Path, clock: Clock) -> Iterator[Offline]:
             fix="Check --dir, or run `cipherward site init` first",
         )
     read_anchor(root)
-    folder.prepare()
-    engine = open_database(folder.database_url, MIGRATIONS)
+    engine = open_state(folder)
     try:
-        folder.database.chmod(0o600)
         yield Offline(
             folder,
             read_request(root).identity,

@@ -18,6 +18,7 @@ from cipherward.proto.v1.coordinator_pb2 import (
     GetManifestRequest,
     GetRecordRequest,
     GetRelayRequest,
+    GetStatusListRequest,
     GetSumRequest,
     HelloReply,
     HelloRequest,
@@ -72,6 +73,11 @@ class CoordinatorClient:
         """Versions, clocks, status list, studies. Waits for the connection for a few seconds."""
         with translated():
             return self._stub.Hello(request, timeout=10.0, wait_for_ready=False)
+
+    def status_list(self) -> Signed:
+        """The newest status list that the coordinator has."""
+        with translated():
+            return self._stub.GetStatusList(GetStatusListRequest(), timeout=CALL_SECONDS)
 
     def watch(self) -> Iterator[StudySnapshot]:
         """Snapshots as they change, without end; breaks off with UnavailableError."""

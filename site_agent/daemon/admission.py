@@ -14,6 +14,7 @@ from cipherward.errors import VerificationError
 from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.site_agent.client.coordinator import CoordinatorClient
 from cipherward.site_agent.daemon.hospital import admit_by_policy
+from cipherward.site_agent.daemon.revocation import require_coordinator_in_force
 from cipherward.site_agent.daemon.site import Site
 from cipherward.site_agent.tasks.registry import check_digest
 
@@ -34,6 +35,7 @@ def admit(site: Site, client: CoordinatorClient, study: str, announced: bytes) -
             why="perhaps a new version came in between",
         )
     require_member(trust, site.member.credential)
+    require_coordinator_in_force(site, trust)
     _check_library(trust)
     data_set = admit_by_policy(site, trust)
     check_digest(trust.manifest.task.name, trust.manifest.task.code_digest)

@@ -17,12 +17,12 @@ from structlog.typing import FilteringBoundLogger
 from cipherward.clock import Clock
 from cipherward.crypto.pki.site_keys import load_sealing_key
 from cipherward.crypto.pki.store import load_member
-from cipherward.database import open_database
 from cipherward.errors import (
     CipherwardError,
     ConflictError,
     PolicyError,
     RollbackError,
+    UnavailableError,
     UsageError,
     VerificationError,
 )
@@ -42,8 +42,10 @@ from cipherward.site_agent.ledger.accountant import SubprocessAccountant
 from cipherward.site_agent.ledger.ledger import Ledger
 from cipherward.site_agent.offline import patient_key
 from cipherward.site_agent.policy import load as load_policy
-from cipherward.site_agent.state.folder import MIGRATIONS, SiteFolder
+from cipherward.site_agent.state.faults import explained_database
+from cipherward.site_agent.state.folder import SiteFolder
 from cipherward.site_agent.state.models import ModelStore
+from cipherward.site_agent.state.opening import open_state
 from cipherward.site_agent.state.studies import REFUSED, StudyStore
 from cipherward.site_agent.training.client import Trainer
 
@@ -65,9 +67,7 @@ def open_site(options: Options, trainer: Trainer, clock: Clock, log: FilteringBo
     """Load keys, policy and state, and check them. The trainer must have been started before."""
     folder = SiteFolder(options.folder)
     member = load_member(options.folder, Role.SITE, clock.now())
-    folder.prepare()
-    engine = open_database(folder.database_url, MIGRATIONS)
-    folder.database.chmod(0o600)
+    engine = open_state(folder)
     ledger = Ledger(engine, patient_key(folder), accountant=SubprocessAccountant(), clock=clock)
     ledger.verify_chain()
     site = Site(
@@ -102,6 +102,11 @@ class Agent:
         """Until ``stop``, or until all studies have ended where that was asked for."""
         try:
             self._connection.run()
+            for name, loop in self._loops.items():
+                if loop.crashed:
+                    raise UnavailableError(
+                        f"work on study {name} ended unexpectedly", fix="The log has the traceback; report it"
+                    )
         finally:
             for loop in self._loops.values():
                 loop.stop()
@@ -120,7 +125,8 @@ class Agent:
     def _snapshot(self, snapshot: StudySnapshot) -> None:
         """Called for one snapshot at a time."""
         try:
-            loop = self._loop(snapshot)
+            with explained_database("keep the study's state"):
+                loop = self._loop(snapshot)
         except RollbackError:
             raise  # the ledger serves all studies
         except (VerificationError, PolicyError, UsageError, ConflictError) as error:
@@ -161,9 +167,11 @@ class Agent:
             loop.stop()
 
     def _end_if_finished(self) -> None:
+        loops = list(self._loops.values())
+        if any(loop.crashed for loop in loops):
+            self._connection.stop()
         if not self._once_finished:
             return
-        loops = list(self._loops.values())
         if (loops or self._refused or self._over) and all(loop.ended.is_set() for loop in loops):
             self._connection.stop()
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from importlib.metadata import version
 
 from cipherward import __version__
-from cipherward.crypto.pki.status_list import StatusChecker
 from cipherward.errors import (
     CipherwardError,
     IdentityError,
@@ -48,7 +47,10 @@ def handshake(site: Site, client: CoordinatorClient) -> HelloReply:
             why=f"this agent (version {__version__}) speaks {PROTOCOL}",
             fix=f"Install the same version of Cipherward at both ends (there: {reply.version[:40]})",
         )
-    _take_status_list(site, site.member.status, reply)
+    status = site.member.status
+    if status.offer(reply.status_list):
+        site.log.info("status list renewed", number=status.newest.number)
+    status.check(site.member.credential.serial, str(site.member.identity))
     ahead = reply.now - site.clock.now()
     if abs(ahead) > CLOCK_WARNING_SECONDS:
         site.log.warning(
@@ -57,12 +59,6 @@ def handshake(site: Site, client: CoordinatorClient) -> HelloReply:
             fix="Set one of them: certificates are judged by the clock",
         )
     return reply
-
-
-def _take_status_list(site: Site, status: StatusChecker, reply: HelloReply) -> None:
-    if status.offer(reply.status_list):
-        site.log.info("status list renewed", number=status.newest.number)
-    status.check(site.member.credential.serial, str(site.member.identity))
 
 
 class Connection:

@@ -93,8 +93,13 @@ def admit_by_policy(site: Site, trust: StudyTrust) -> str:
     manifest = trust.manifest
     installed = installed_digest(manifest.task.name)
     data_set = choose_data_set(site.policy, manifest.task.name)
-    if installed is not None and installed == manifest.task.code_digest:
-        register(site, data_set, TaskRef(manifest.task.name, installed))
+    if installed is None:
+        raise PolicyError(
+            f"the task {manifest.task.name!r} of study {manifest.study} is not installed here",
+            fix="Install the package that provides it, if the hospital agrees to take part",
+        )
+    # By the code that the hospital installed itself, also where the study names another version.
+    register(site, data_set, TaskRef(manifest.task.name, installed))
     facts = study_facts(manifest)
     findings = check(site.policy, facts, data_set, site.ledger, installed_task=installed)
     site.studies.set_findings(manifest.study, [(finding.code, finding.line) for finding in findings])

@@ -24,8 +24,10 @@ from cipherward.site_agent.daemon.keys import SharedKeys
 from cipherward.site_agent.daemon.participation import Participation
 from cipherward.site_agent.daemon.release import Release
 from cipherward.site_agent.daemon.resync import Resync
+from cipherward.site_agent.daemon.revocation import refresh_status_list, require_coordinator_in_force
 from cipherward.site_agent.daemon.study import Study
 from cipherward.site_agent.daemon.upload import Upload
+from cipherward.site_agent.state.faults import explained_database
 from cipherward.site_agent.state.studies import ABORTED, FINISHED
 
 POLL_SECONDS = 2.0
@@ -50,6 +52,7 @@ class StudyLoop:
         self._snapshot: StudySnapshot | None = None
         self._generation = 0
         self._stopping = False
+        self.crashed = False
         self.ended = threading.Event()
         """Set when the study is finished or aborted, and this site has done its part."""
         self._threads = [
@@ -85,6 +88,16 @@ class StudyLoop:
                 thread.join(timeout)
 
     def _run(self, act: Callable[[StudySnapshot], float | None]) -> None:
+        try:
+            self._follow(act)
+        finally:
+            if not self._stopping:
+                # An error that nobody foresaw ended the thread; Python prints it. Half an agent is worse
+                # than none: it ends, and its supervisor starts it again.
+                self.crashed = True
+                self._on_end()
+
+    def _follow(self, act: Callable[[StudySnapshot], float | None]) -> None:
         seen, failures = -1, 0
         wait: float | None = None
         while True:
@@ -96,7 +109,8 @@ class StudyLoop:
             if snapshot is None:
                 continue
             try:
-                wait, failures = act(snapshot), 0
+                with explained_database("keep the study's state"):
+                    wait, failures = act(snapshot), 0
             except UnavailableError as error:
                 failures += 1
                 wait = min(MAX_BACKOFF_SECONDS, POLL_SECONDS * 1.5 ** min(failures, 10)) * _spread.uniform(
@@ -133,6 +147,8 @@ class StudyLoop:
             case Phase.PHASE_OPEN:
                 self._release.catch_up(number - 1, number)
                 self._study.check_round_record(number, snapshot.round_record_digest)
+                refresh_status_list(self._study.site, self._study.client)
+                require_coordinator_in_force(self._study.site, self._study.trust(number))
                 self._resync.ensure_model(number)
                 self._keys.get(self._study.trust(number))
                 self._evaluate()
