@@ -21,6 +21,9 @@ from cipherward.proto.v1.common_pb2 import Signed
 ROOT_SIGNER = "root"
 """``Signed.signer`` of what the consortium's root signs."""
 
+MAX_BLOCKS = 4
+"""Most blocks of a file: a credential file has three."""
+
 _LINE = 64
 _BEGIN = re.compile(rb"-----BEGIN CIPHERWARD ([A-Z ]{1,32})-----\n")
 
@@ -59,8 +62,9 @@ def blocks(text: bytes) -> list[tuple[Kind, bytes]]:
     """All blocks of a file, in order: (kind, content). Raises FormatError on anything else in it."""
     rest = text.replace(b"\r\n", b"\n").strip(b" \t\n") + b"\n"
     found: list[tuple[Kind, bytes]] = []
-    while rest.strip(b"\n"):
-        rest = rest.lstrip(b"\n")
+    while rest := rest.lstrip(b"\n"):
+        if len(found) == MAX_BLOCKS:
+            raise FormatError("a file holds too many armoured blocks", why=f"the limit is {MAX_BLOCKS}")
         kind, content, rest = _first_block(rest)
         found.append((kind, content))
     return found

@@ -97,6 +97,7 @@ def _body(text: bytes) -> bytes:
         (armour(Kind.ANCHOR, b"x").replace(b"eA==", b"eA"), "not base64"),
         (armour(Kind.ANCHOR, b"x").replace(b"eA==", b"Proc-Type: 4\neA=="), "not base64"),
         (armour(Kind.ANCHOR, bytes(20_000)), "too large"),
+        (armour(Kind.ANCHOR, b"x") * 5, "too many"),
     ],
 )
 def test_what_is_wrong_is_said(text, words):
