@@ -70,7 +70,11 @@ def require_member(trust: StudyTrust, own: Credential) -> None:
 
 
 def verify_successor(old: StudyTrust, new: StudyTrust) -> None:
-    """Raises VerificationError unless ``new`` is the version after ``old`` of the same study and model."""
+    """Raises VerificationError unless ``new`` is the version after ``old`` of the same study and model.
+
+    A shared key belongs to one version (its relay item names the manifest's digest), so that whoever left
+    with ``old`` cannot open what is encrypted under ``new``.
+    """
     before, after = old.manifest, new.manifest
     name = f"version {after.version} of the manifest of study {after.study}"
     if (after.consortium, after.study) != (before.consortium, before.study):
@@ -90,22 +94,6 @@ def verify_successor(old: StudyTrust, new: StudyTrust) -> None:
         raise VerificationError(f"{name} is about another model", why="a study keeps its model")
     if after.task.name != before.task.name:
         raise VerificationError(f"{name} is about another task", why=f"this is {before.task.name}")
-
-
-def needs_new_key(old: StudyTrust, new: StudyTrust) -> bool:
-    """Whether the key shared under ``old`` must not be used under ``new``: somebody who holds it has left or
-    has new keys, or the suite, its parameters or the key's maker changed. False outside the shared-key suite,
-    where no key outlives a round."""
-    before, after = old.manifest.suite, new.manifest.suite
-    if suite(after.name).key_lifetime is not KeyLifetime.STUDY:
-        return False
-    if (before.name, before.parameters, before.key_maker) != (after.name, after.parameters, after.key_maker):
-        return True
-
-    def holders(trust: StudyTrust) -> set[tuple[str, bytes, bytes]]:
-        return {(site.name, site.signing_key, site.sealing_key) for site in trust.manifest.roster}
-
-    return not holders(old) <= holders(new)
 
 
 def build_manifest(
