@@ -98,7 +98,7 @@ def _run_study(folder: Path, suite_name: str, sites: int, rounds: int) -> StudyS
     names = [f"site-{number}" for number in range(1, sites + 1)]
     consortium = DemoConsortium(folder)
     for name in names:
-        consortium.add_site(DemoSite(name, f"patients-of-{name}", 1.0, 1e-4), TASK, dp=False)
+        consortium.add_site(DemoSite(name, f"patients-of-{name}", 1.0, 1e-4), TASK, suite_name, dp=False)
     trainer = Trainer(folder / "trainer" / "socket", log=folder / "trainer.log")
     with Processes(folder / "logs", _ENTRY) as processes:
         try:

@@ -61,7 +61,7 @@ class DemoConsortium:
         """Where a site's keys, policy and state are."""
         return self.folder / "sites" / name
 
-    def add_site(self, site: DemoSite, task: str, *, dp: bool = True) -> None:
+    def add_site(self, site: DemoSite, task: str, suite: str, *, dp: bool = True) -> None:
         """Keys, credential and policy of one hospital."""
         folder = self.site_folder(site.name)
         self._member(folder, Role.SITE, site.name)
@@ -72,7 +72,7 @@ class DemoConsortium:
 minimum_cohort = 2
 minimum_threshold = 2
 require_dp = {str(dp).lower()}
-allowed_suites = ["shared-key", "quorum"]
+allowed_suites = ["{suite}"]
 
 [allowed_tasks]
 {task} = "installed"

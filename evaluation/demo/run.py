@@ -166,7 +166,7 @@ def run(options: Options) -> DemoResult:
     progress.step(f"making keys and certificates for {len(sources)} sites")
     consortium = DemoConsortium(folder)
     for name, source in sources.items():
-        consortium.add_site(DemoSite(name, source, options.epsilon, defaults.delta), TASK)
+        consortium.add_site(DemoSite(name, source, options.epsilon, defaults.delta), TASK, options.suite)
     # The trainer makes the initial weights here; in large demos the agents use it too.
     trainer = Trainer(folder / "trainer" / "socket", log=folder / "trainer.log")
     with Processes(folder / "logs") as processes:

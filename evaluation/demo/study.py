@@ -91,11 +91,21 @@ class RunningStudy:
                     time.sleep(every)
                     continue
                 show(status)
+                self._check_agents(status)
                 if status.state == StudyState.STUDY_STATE_FINISHED:
                     return status
                 if status.state == StudyState.STUDY_STATE_ABORTED:
                     raise UnavailableError("the study was aborted", why=status.reason)
                 time.sleep(every)
+
+    def _check_agents(self, status: StudyStatus) -> None:
+        """Agents end by themselves once a study is over for them: all of them before its end is a refusal."""
+        running = status.state == StudyState.STUDY_STATE_RUNNING
+        if running and self._processes.ended([f"site-{name}" for name in self._sites]):
+            raise UnavailableError(
+                "all agents have ended before the study",
+                why=self._processes.last_line(f"site-{self._sites[0]}"),
+            )
 
     def wait_for_sites(self, seconds: float) -> None:
         """Until every agent has ended by itself: it has then seen and evaluated the final model."""

@@ -41,7 +41,7 @@ class Run:
 def started(folder: Path) -> Iterator[Run]:
     consortium = DemoConsortium(folder)
     for name, source in hospital_parts(4).items():
-        consortium.add_site(DemoSite(name, source, 3.0, 1e-4), TASK)
+        consortium.add_site(DemoSite(name, source, 3.0, 1e-4), TASK, "shared-key")
     trainer = Trainer(folder / "trainer" / "socket", log=folder / "trainer.log")
     options = Options("shared-key", 4, ROUNDS, 3.0, folder, None)
     with Processes(folder / "logs", COMMAND) as processes:
