@@ -129,6 +129,8 @@ class Dispatcher:
                     replies = handler(Call(rpc, caller), _sized(request, rpc, policy))
                     async with aclosing(replies):
                         async for reply in replies:
+                            # A stream may live for weeks: who was revoked or expired meanwhile gets no more.
+                            self._verifier.verify(context.auth_context())
                             yield reply
                 self._metrics.served(rpc, "OK")
             except Exception as error:  # noqa: BLE001  as above

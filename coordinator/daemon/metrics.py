@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
+from cipherward.coordinator.daemon.view import StudyView
 from cipherward.durable import explained
 
 
@@ -28,9 +29,14 @@ class Metrics:
         """Bytes of chunks were made durable."""
         self._bytes.inc(count)
 
-    def round_ended(self, outcome: str) -> None:
-        """A round was closed or aborted."""
-        self._rounds.labels(outcome).inc()
+    def moved(self, before: StudyView | None, after: StudyView) -> None:
+        """A study changed; counts the round that ended with it."""
+        if before is None or not before.state.running:
+            return
+        if after.state.round == before.state.round and after.state.running:
+            return
+        released = after.state.model_round == before.state.round
+        self._rounds.labels("released" if released else "aborted").inc()
 
     def standing(self, sites: int, studies: int) -> None:
         """How many sites watch and studies run."""

@@ -85,6 +85,7 @@ class Service:
             try:
                 blobs = Blobs(self._settings.blobs or blobs_url(folder))
                 studies = Studies(member, store, blobs, writer, self._clock)
+                studies.on_change.append(self._metrics.moved)
                 core = Core(
                     member,
                     self._clock,

@@ -5,9 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-
 from cipherward.evaluation.bench.records import Record
+from cipherward.evaluation.output import console
 
 
 def _number(value: float) -> str:
@@ -22,7 +21,7 @@ class Table:
 
     def __init__(self, title: str) -> None:
         self.records: list[Record] = []
-        self._title, self._console = title, Console(highlight=False)
+        self._title, self._console = title, console()
 
     def __enter__(self) -> Self:
         self._console.print(f"[bold]{self._title}[/]")

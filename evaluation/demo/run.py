@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from cipherward.crypto.study_file import StudyFile
 from cipherward.crypto.suites.registry import suite as find_suite
 from cipherward.durable import explained, write_file
@@ -24,6 +22,7 @@ from cipherward.evaluation.demo.report import write_report
 from cipherward.evaluation.demo.results import DemoResult, RoundResult, SiteResult
 from cipherward.evaluation.demo.study import RunningStudy
 from cipherward.evaluation.demo.table import show_result
+from cipherward.evaluation.output import console as new_console
 from cipherward.ids import check_name
 from cipherward.proto.v1.coordinator_pb2 import StudyStatus
 from cipherward.site_agent.tasks.heart_disease.defaults import HEART_STUDY
@@ -150,9 +149,7 @@ def round_results(status: StudyStatus) -> list[RoundResult]:
 
 def run(options: Options) -> DemoResult:
     """The whole demo. Raises a CipherwardError that says what to do; no process outlives it."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=120)  # a log, not a window
+    console = new_console()
     sources = hospital_parts(options.sites)
     for name in sources:
         check_name(name, "site")

@@ -504,12 +504,17 @@ async def test_a_certificate_with_other_keys_than_the_manifests(world: Any, tmp_
 async def test_revocation_takes_effect_at_once(world: Any) -> None:
     async with world.running(world.folder) as address:
         *others, dora = await world.started(address)
+        stream = dora.stub.WatchWork(pb.WatchWorkRequest())
+        assert await stream.read()
         await each(site.join(1) for site in others)
         signed = world.consortium.revoke(world.members[3])
         member_files.write_status(world.folder, signed)
         await others[0].until(lambda s: s.phase == pb.PHASE_UPLOAD)  # dora is not waited for
         async with world.refused(IdentityError, "revoked"):
             await dora.record(1, pb.RECORD_KIND_ROUND)
+        async with world.refused(IdentityError, "revoked"):  # also on a stream that was open before
+            while await stream.read() is not grpc.aio.EOF:
+                pass
         plan = await others[0].record(1, pb.RECORD_KIND_PLAN)
         assert len(round_pb2.PlanRecord.FromString(plan.payload).joins) == 3
 
