@@ -33,15 +33,15 @@ class Sums:
 
     def __init__(self, studies: Studies, store: Store, writer: Writer, engine: Engine) -> None:
         self._studies, self._store, self._writer, self._engine = studies, store, writer, engine
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._stop = threading.Event()
         studies.start_sum = self.start
 
     def start(self, study: str, effect: StartSum) -> None:
-        """Begin, unless that study's sum is running."""
-        running = self._tasks.get(study)
-        if running is None or running.done():
-            self._tasks[study] = asyncio.create_task(self._run(study, effect))
+        """Begin, unless that round's sum is running."""
+        self._tasks = {key: task for key, task in self._tasks.items() if not task.done()}
+        if (study, effect.round) not in self._tasks:
+            self._tasks[study, effect.round] = asyncio.create_task(self._run(study, effect))
 
     async def stop(self) -> None:
         """Stop between two chunks; what is stored is kept."""
