@@ -97,7 +97,7 @@ max_lost_reservations = 5
             hosts=hosts,
             sealing_key=(lambda: ensure_sealing_key(folder)) if role is Role.SITE else bytes,
         )
-        _, path = self._admin.approve(self._root, request, days=30, replace_keys=False, now=now)
+        _, path = self._admin.approve(self._root, request, days=365, replace_keys=False, now=now)
         install_credential(folder, read_file(path), now)
 
     def sign_study(self, study: StudyFile, seed: int, trainer: Trainer) -> bytes:

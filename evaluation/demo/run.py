@@ -153,6 +153,7 @@ def run(options: Options) -> DemoResult:
     sources = hospital_parts(options.sites)
     for name in sources:
         check_name(name, "site")
+    find_suite(options.suite)  # refuses an unknown one before anything is replaced
     prepare_folder(options.workdir)
     folder = options.workdir.resolve()
     start = time.monotonic()

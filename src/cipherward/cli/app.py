@@ -39,6 +39,8 @@ def build() -> typer.Typer:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit status."""
+    # gRPC's own lines on standard error say less than our errors, and in the middle of them.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         build()(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="cipherward")
     except SystemExit as stop:  # how typer ends a command, usage errors and Ctrl-C included
