@@ -21,6 +21,7 @@ from cipherward.errors import (
     CipherwardError,
     ConflictError,
     PolicyError,
+    ProtocolError,
     RollbackError,
     UnavailableError,
     UsageError,
@@ -97,6 +98,7 @@ class Agent:
         self._loops: dict[str, StudyLoop] = {}
         self._refused: dict[str, bytes] = {}
         self._over: set[str] = set()
+        self._compared: set[str] = set()
 
     def run(self) -> None:
         """Until ``stop``, or until all studies have ended where that was asked for."""
@@ -118,12 +120,33 @@ class Agent:
         self._connection.stop()
 
     def _hello(self, reply: HelloReply) -> None:
+        # All of them before any goes on: they spend from one ledger, and one study is enough to show that it
+        # is an older copy.
+        for snapshot in reply.studies:
+            self._compare(snapshot)
         for snapshot in reply.studies:
             self._snapshot(snapshot)
         notify("READY=1")
 
+    def _compare(self, snapshot: StudySnapshot) -> None:
+        """Once in a run, for every study that names this site, also one that is over or not known here: a
+        folder restored from before a whole study has no trace of it."""
+        name = snapshot.study
+        if name in self._compared or self._refused.get(name) == snapshot.manifest_digest:
+            return
+        try:
+            with explained_database("compare the ledger with the last commit"):
+                check_own_commit(Study(self._site, self._client, name), snapshot.round)
+        except RollbackError:
+            raise  # the ledger serves all studies
+        except (VerificationError, ProtocolError) as error:
+            self._refuse(snapshot, error)
+        else:
+            self._compared.add(name)
+
     def _snapshot(self, snapshot: StudySnapshot) -> None:
         """Called for one snapshot at a time."""
+        self._compare(snapshot)
         try:
             with explained_database("keep the study's state"):
                 loop = self._loop(snapshot)
@@ -153,7 +176,6 @@ class Agent:
             self._refused.pop(name, None)
         if name not in self._loops:
             study = Study(site, self._client, name)
-            check_own_commit(study, snapshot.round)
             self._loops[name] = StudyLoop(study, self._end_if_finished)
             self._loops[name].start()
         return self._loops[name]

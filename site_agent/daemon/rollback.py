@@ -12,8 +12,9 @@ from cipherward.site_agent.daemon.study import Study
 
 
 def check_own_commit(study: Study, round_number: int) -> None:
-    """Compare with the last commit that the coordinator has of this site. Raises RollbackError if this site's
-    ledger or journal does not know of it."""
+    """Compare with the last commit that the coordinator has of this site in the study, which need not be known
+    here. Raises RollbackError if this site's ledger or journal does not know of the commit, VerificationError
+    if this site did not sign it, ProtocolError if the coordinator refuses to show it."""
     signed = study.client.record(study.name, round_number, RecordKind.RECORD_KIND_COMMIT)
     if signed is None:
         return

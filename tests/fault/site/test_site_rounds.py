@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -82,6 +83,22 @@ def ledger_kinds(world, name):
 
     with sqlite3.connect(world.folder / name / "state.db") as connection:
         return [row[0] for row in connection.execute("SELECT kind FROM ledger_events ORDER BY sequence")]
+
+
+def test_a_folder_restored_from_before_a_whole_study_stops_the_agent(make_consortium):
+    world = make_consortium("alpha", "beta")
+    shutil.copytree(world.folder / "alpha", world.folder / "backup")
+    world.start_coordinator()
+    world.start_study(world.manifest("heart-1", rounds=1))
+    for name in world.names:
+        world.start_site(name)
+    world.wait(*world.names)
+    assert "reserve" in ledger_kinds(world, "alpha")
+    shutil.rmtree(world.folder / "alpha")
+    shutil.copytree(world.folder / "backup", world.folder / "alpha")
+    assert world.start_site("alpha").wait(60) != 0, world.log("alpha")
+    assert "CW-330" in world.log("alpha")
+    assert "reserve" not in ledger_kinds(world, "alpha")
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from cipherward.errors import (
 )
 from cipherward.proto.v1 import coordinator_pb2 as cp
 from cipherward.proto.v1 import round_pb2 as rp
+from cipherward.site_agent.daemon.agent import Agent
 from cipherward.site_agent.daemon.relay import seal_item
 from cipherward.site_agent.daemon.rollback import check_own_commit
 from cipherward.site_agent.strategy.fedavg import server_step
@@ -404,6 +405,65 @@ def test_a_restored_backup_is_noticed(world):
     world.put(0, cp.RECORD_KIND_COMMIT, unknown)
     with pytest.raises(RollbackError, match="journal does not know"):
         check_own_commit(agent.study, 1)
+
+
+def commit_in(world, study, commit):
+    """The coordinator shows this as alpha's last commit in that study, and none in others."""
+    before = world.coordinator.record
+
+    def record(name, number, kind):
+        if kind != cp.RECORD_KIND_COMMIT:
+            return before(name, number, kind)
+        return commit if name == study else None
+
+    world.coordinator.record = record
+
+
+FINISHED_STUDY = cp.StudySnapshot(
+    study="before", state=cp.STUDY_STATE_FINISHED, manifest_digest=bytes(32), manifest_version=1, round=5
+)
+
+
+def running_study(world):
+    return cp.StudySnapshot(
+        study=STUDY,
+        state=cp.STUDY_STATE_RUNNING,
+        manifest_digest=world.trust.digest,
+        manifest_version=1,
+        round=1,
+        phase=cp.PHASE_KEYS,
+    )
+
+
+@pytest.mark.parametrize("over", [cp.STUDY_STATE_FINISHED, cp.STUDY_STATE_ABORTED])
+def test_a_backup_from_before_a_whole_study_is_noticed_before_any_study_goes_on(world, over):
+    commit = rp.Commit(
+        manifest_digest=b"m" * 32, site="alpha", round=5, ledger_sequence=9, ledger_head=b"h" * 32
+    )
+    commit_in(world, "before", world.sign("alpha", Label.COMMIT, commit))
+    agent = Agent(world.site, world.coordinator, once_finished=False)
+    before = cp.StudySnapshot()
+    before.CopyFrom(FINISHED_STUDY)
+    before.state = over
+    with pytest.raises(RollbackError, match="it ends at event 0, and the site signed event 9"):
+        agent._hello(cp.HelloReply(studies=[running_study(world), before]))
+    assert world.site.studies.versions(STUDY) is None, "no study went on"
+    with pytest.raises(RollbackError):  # the same, where it comes by the stream
+        agent._snapshot(before)
+
+
+def test_a_study_that_is_over_is_nothing_to_a_site_that_never_committed_in_it(world):
+    agent = Agent(world.site, world.coordinator, once_finished=False)
+    agent._hello(cp.HelloReply(studies=[FINISHED_STUDY]))
+    assert world.site.studies.row("before") is None
+
+
+def test_a_last_commit_that_is_not_this_sites_refuses_its_study_only(world):
+    commit = rp.Commit(manifest_digest=b"m" * 32, site="alpha", round=5)
+    commit_in(world, "before", world.sign("beta", Label.COMMIT, commit))
+    agent = Agent(world.site, world.coordinator, once_finished=False)
+    agent._hello(cp.HelloReply(studies=[FINISHED_STUDY]))
+    assert world.site.studies.row("before").state == "refused"
 
 
 # Models from peers
