@@ -25,6 +25,7 @@ class SharedKeys:
     def __init__(self, study: Study) -> None:
         self._study = study
         self._lock = threading.Lock()
+        self._sealed: set[tuple[bytes, str]] = set()
 
     def path(self, trust: StudyTrust) -> Path:
         """The file of that version's key."""
@@ -72,13 +73,18 @@ class SharedKeys:
         return content
 
     def serve(self, trust: StudyTrust, wanted_by: list[str]) -> None:
-        """As the maker: seal the key to each site that the coordinator says has none. Only the roster's
-        pinned keys count, so that asking in another name gains nothing."""
+        """As the maker: seal the key to each site that the coordinator says has none, once until it says
+        otherwise in between. Only the roster's pinned keys count, so that asking in another name gains
+        nothing. The maker's own item tells the coordinator that the key is made. For one thread."""
         site = self._study.site
         if trust.key_lifetime is not KeyLifetime.STUDY or trust.manifest.suite.key_maker != site.name:
             return
         key = self.get(trust)
+        # Snapshots made before an item was stored still ask for it.
+        self._sealed &= {(trust.digest, receiver) for receiver in wanted_by}
         for receiver in wanted_by:
+            if (trust.digest, receiver) in self._sealed:
+                continue
             self._study.client.put_relay(
                 seal_item(
                     trust,
@@ -92,4 +98,5 @@ class SharedKeys:
                     content_digest=key.digest(trust.digest),
                 )
             )
+            self._sealed.add((trust.digest, receiver))
             self._study.log.info("sealed the shared key", receiver=receiver, version=trust.manifest.version)

@@ -54,6 +54,7 @@ def test_three_sites_agree_on_the_model_of_every_round(make_consortium):
         [key] = (world.folder / name / "shared-keys").iterdir()
         assert key.stat().st_mode & 0o777 == 0o600
     events = [json.loads(line)["event"] for line in world.log("alpha").splitlines()]
+    assert events.count("sealed the shared key") == len(NAMES)
     assert events.index("reserved") < events.index("training") < events.index("joined")
 
 

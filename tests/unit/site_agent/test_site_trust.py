@@ -598,6 +598,37 @@ def test_the_maker_makes_one_key_and_seals_it_to_the_roster_only(world):
         agent.keys.serve(world.trust, ["stranger"])
 
 
+def test_a_key_is_sealed_once_to_a_site_however_often_it_is_asked_for(world):
+    agent = world.admit()
+
+    def receivers():
+        return [
+            rp.RelayItem.FromString(messages[0].item.payload).receiver
+            for messages in world.coordinator.relayed
+        ]
+
+    agent.keys.serve(world.trust, ["alpha", "beta", "gamma"])
+    agent.keys.serve(world.trust, ["alpha", "beta", "gamma"])  # a snapshot from before they were stored
+    assert receivers() == ["alpha", "beta", "gamma"]
+    agent.keys.serve(world.trust, ["gamma"])
+    agent.keys.serve(world.trust, ["beta", "gamma"])  # the coordinator lost beta's since
+    assert receivers() == ["alpha", "beta", "gamma", "beta"]
+
+
+def test_a_key_whose_sending_failed_is_sealed_again(world):
+    agent, put = world.admit(), world.coordinator.put_relay
+
+    def fails(messages):
+        raise UnavailableError("the network is down")
+
+    world.coordinator.put_relay = fails
+    with pytest.raises(UnavailableError):
+        agent.keys.serve(world.trust, ["beta"])
+    world.coordinator.put_relay = put
+    agent.keys.serve(world.trust, ["beta"])
+    assert len(world.coordinator.relayed) == 1
+
+
 def test_a_key_that_is_not_the_makers_is_refused(world):
     manifest = world.manifest()
     manifest.suite.key_maker = "beta"
