@@ -150,12 +150,11 @@ def serve_one(connection: socket.socket) -> None:
         except (CipherwardError, MemoryError):
             raise
         except Exception as error:
-            # Task code may raise anything. Its text stays on this machine: it may quote data.
-            traceback.print_exc()
+            # Task code may raise anything, and its text may quote a patient's data: it goes nowhere.
             raise UsageError(
                 f"the task {header.get('task')!r} failed in {header.get('job')!r}",
-                why=f"it raised {type(error).__name__}: {error}",
-                fix="The trainer's log has the traceback",
+                why=f"it raised {type(error).__name__} at {_origin(str(header.get('task')), error)}",
+                fix="The text is withheld, it may quote data: call the task on made-up data to see it",
             ) from error
     except MemoryError:
         problem = EnvironmentProblem("the training job ran out of memory", fix="Give the machine more memory")
@@ -164,6 +163,23 @@ def serve_one(connection: socket.socket) -> None:
         send(connection, {"error": _error(error)})
     else:
         send(connection, {"result": result}, out)
+
+
+def _origin(task: str, error: Exception) -> str:
+    """Where it failed, as file:line: in the task's own code if it came through that, else where it was
+    raised."""
+    from cipherward.site_agent.tasks.registry import entry_point
+
+    places = [
+        (Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    module = sys.modules.get(entry_point(task).module)
+    home = Path(getattr(module, "__file__", None) or ".")
+    # A plug-in may be a package or one file among others' (as its digest sees it).
+    packaged = bool(getattr(module, "__package__", None))
+    own = [place for place in places if place[0] == home or (packaged and home.parent in place[0].parents)]
+    path, line = (own or places)[-1]
+    return f"{path}:{line}"
 
 
 def _error(error: CipherwardError) -> dict[str, str]:

@@ -41,6 +41,7 @@ QUICK = HEART_STUDY.private(2.5)
 ENDLESS = replace(QUICK, steps=1_000_000)
 START = np.zeros(23, np.float32)
 SLOW_TASK = """
+import json
 import time
 from cipherward.site_agent.tasks.heart_disease import HeartDisease
 
@@ -49,6 +50,8 @@ class Slow(HeartDisease):
     def load(self, source, split):
         if source == "raise":
             raise KeyError("patient 4711")
+        if source == "quote":
+            json.loads("{'cholesterol': 239")
         if source == "die":
             import os
             os.kill(os.getpid(), 9)
@@ -171,11 +174,26 @@ def test_errors_keep_their_code_and_parts(trainer: Trainer) -> None:
 
 
 def test_a_task_that_raises_is_reported(trainer: Trainer, odd: TaskRef) -> None:
-    with pytest.raises(UsageError, match=r"'odd' failed in 'describe'.*KeyError: 'patient 4711'"):
+    line = SLOW_TASK.splitlines().index('            raise KeyError("patient 4711")') + 1
+    with pytest.raises(
+        UsageError, match=rf"'odd' failed in 'describe'.*KeyError at .*/odd_task\.py:{line}\."
+    ) as raised:
         trainer.describe(odd, "raise")
-    assert "Traceback" in (trainer._path.parent.parent / "trainer.log").read_text()
+    # What a task says may quote a patient: it goes neither to the agent nor to a log.
+    log = (trainer._path.parent.parent / "trainer.log").read_text()
+    assert "4711" not in str(raised.value) + repr(raised.value.__context__) + log
     with pytest.raises(EnvironmentProblem, match="out of memory"):
         trainer.describe(odd, "memory")
+
+
+def test_a_library_that_quotes_a_patients_value_is_reported_by_the_tasks_line(
+    trainer: Trainer, odd: TaskRef
+) -> None:
+    line = SLOW_TASK.splitlines().index("            json.loads(\"{'cholesterol': 239\")") + 1
+    with pytest.raises(UsageError, match=rf"JSONDecodeError at .*/odd_task\.py:{line}\.") as raised:
+        trainer.describe(odd, "quote")
+    assert "239" not in str(raised.value)
+    assert "cholesterol" not in (trainer._path.parent.parent / "trainer.log").read_text()
 
 
 def test_a_job_that_dies_is_reported_and_the_server_lives(trainer: Trainer, odd: TaskRef) -> None:
