@@ -22,6 +22,7 @@ from cipherward.ids import Role
 from cipherward.site_agent.daemon.constants import round_cost
 from cipherward.site_agent.journal.journal import Entry, Journal
 from cipherward.site_agent.ledger.chain import Kind
+from cipherward.site_agent.ledger.report import epsilon_left
 from cipherward.site_agent.offline import Offline
 from cipherward.site_agent.policy import limits
 from cipherward.site_agent.state.models import ModelStore
@@ -50,7 +51,7 @@ def status(site: Offline, clock: Clock) -> dict[str, Any]:
 
 def data_set_status(site: Offline, name: str) -> dict[str, Any]:
     """What the ledger says of a data set: epsilon spent at ``delta`` by its worst patient, of which
-    ceiling."""
+    ceiling. None stands for infinity."""
     known = site.ledger.dataset(name)
     found: dict[str, Any] = {
         "name": name,
@@ -68,7 +69,7 @@ def data_set_status(site: Offline, name: str) -> dict[str, Any]:
         "epsilon": _number(spent),
         "delta": bounds.delta,
         "epsilon_ceiling": _number(bounds.ceiling),
-        "epsilon_left": _number(max(0.0, bounds.ceiling - spent)),
+        "epsilon_left": _number(epsilon_left(bounds.ceiling, spent)),
     }
 
 

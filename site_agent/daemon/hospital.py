@@ -9,6 +9,7 @@ from cipherward.ids import Digest
 from cipherward.proto.v1.study_pb2 import Manifest
 from cipherward.site_agent.daemon.constants import round_cost
 from cipherward.site_agent.daemon.site import Site
+from cipherward.site_agent.ledger.accounting import NO_PRIVACY
 from cipherward.site_agent.policy import Policy, StudyFacts, check, limits, require
 from cipherward.site_agent.tasks.registry import task_digest
 from cipherward.site_agent.training.client import TaskRef
@@ -130,14 +131,13 @@ def reserve_round(site: Site, trust: StudyTrust, data_set: str, round_number: in
         site.ledger,
         installed_task=installed_digest(task.name),
     )
-    if manifest.dp_disabled:
-        return
     bounds = limits(site.policy, data_set, site.ledger)
     site.ledger.reserve(
         data_set,
         manifest.study,
         round_number,
-        round_cost(manifest),
+        # Without noise the loss is not bounded, but it is recorded: a ceiling set later counts it.
+        NO_PRIVACY if manifest.dp_disabled else round_cost(manifest),
         manifest=Digest(trust.digest),
         ceiling=bounds.ceiling,
         delta=bounds.delta,

@@ -205,7 +205,5 @@ class Study:
 
     def mark_lost(self, round_number: int) -> None:
         """Its budget stays spent; the hospital's policy caps how often that may happen."""
-        if self.trust(round_number).manifest.dp_disabled:
-            return
         with suppress(ProtocolError):  # a crash came before the reservation: nothing was spent
             self.site.ledger.mark_lost(self.row().data_set, self.name, round_number)

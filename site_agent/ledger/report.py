@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ class SpendingRow:
 
     ``epsilon``, ``ceiling`` and ``delta`` are as they were checked when the budget was reserved; None where
     nothing was spent, or where it was spent on another data set that shares patients with this one (such a
-    row counts in the next epsilon). ``left`` is ceiling - epsilon.
+    row counts in the next epsilon). ``left`` is ``epsilon_left`` of the two.
     """
 
     sequence: int
@@ -75,7 +76,7 @@ def spending(ledger: Ledger, dataset: str) -> list[SpendingRow]:
                 epsilon=epsilon,
                 ceiling=ceiling,
                 delta=delta,
-                left=None if ceiling is None or epsilon is None else ceiling - epsilon,
+                left=None if ceiling is None or epsilon is None else epsilon_left(ceiling, epsilon),
             )
         )
     return rows
@@ -98,10 +99,15 @@ def balance(ledger: Ledger, dataset: str, ceiling: float, delta: float) -> Balan
         spent=spent,
         ceiling=ceiling,
         delta=delta,
-        left=ceiling - spent if spent < ceiling else 0.0,
+        left=epsilon_left(ceiling, spent),
         rounds_left=rounds_left,
         lost=ledger.count(Kind.LOST, dataset),
     )
+
+
+def epsilon_left(ceiling: float, spent: float) -> float:
+    """Epsilon that may still be spent: infinite under no ceiling, whatever was spent, and never below 0."""
+    return math.inf if math.isinf(ceiling) else max(0.0, ceiling - spent)
 
 
 def describe(events: Sequence[PrivacyEvent]) -> str:

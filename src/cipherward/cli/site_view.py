@@ -21,6 +21,11 @@ def _short(value: float | None, digits: int = 4) -> str:
     return "" if value is None else f"{value:.{digits}g}"
 
 
+def _epsilon(item: dict[str, Any], key: str) -> str:
+    """JSON has no infinity: there None stands for it."""
+    return "" if key not in item else "inf" if item[key] is None else _short(item[key])
+
+
 def print_status(found: dict[str, Any]) -> None:
     """What ``site_agent.status.status`` found."""
     console = Console()
@@ -71,8 +76,8 @@ def _data_sets(console: Console, items: list[dict[str, Any]]) -> None:
                 item["name"],
                 item["version"],
                 item["patients"],
-                _short(item.get("epsilon")),
-                _short(item.get("epsilon_ceiling")),
+                _epsilon(item, "epsilon"),
+                _epsilon(item, "epsilon_ceiling"),
                 item.get("delta", item.get("problem")),
                 item["reservations"],
                 item["lost"],
