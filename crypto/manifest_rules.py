@@ -18,6 +18,8 @@ STRATEGIES = frozenset({"fedavg"})
 MAX_ROUNDS = 100_000
 MAX_STEPS = 1_000_000
 MAX_DEADLINE = 30 * 86_400
+SMALLEST, LARGEST = 1e-6, 1e9
+"""Of every constant that must be positive."""
 """Seconds."""
 
 
@@ -41,7 +43,12 @@ def _need(condition: bool, what: str, why: str = "") -> None:
 
 
 def _positive(value: float, what: str) -> None:
-    _need(math.isfinite(value) and value > 0, f"{what} is {value:g}", "it must be a positive number")
+    # Not the whole range of a float: near its ends, rounding would break the bounds that privacy rests on.
+    _need(
+        math.isfinite(value) and SMALLEST <= value <= LARGEST,
+        f"{what} is {value:g}",
+        f"it must lie between {SMALLEST:g} and {LARGEST:g}",
+    )
 
 
 def _within(value: int, low: int, high: int, what: str) -> None:

@@ -52,12 +52,15 @@ for number in range(first, first + 100_000):
 DELTA = 1e-5
 
 
-def open_ledger(path: Path, *, pages: int | None = None) -> Ledger:
-    """With ``pages``, on a database that may not grow beyond so many: a full disk, as SQLite sees it."""
+def open_ledger(path: Path, *, spare_pages: int | None = None) -> Ledger:
+    """With ``spare_pages``, on a database that may grow by so many only: a full disk, as SQLite sees it."""
     engine = make_engine(f"sqlite:///{path}")
-    if pages is not None:
-        event.listen(engine, "connect", lambda c, _: c.execute(f"PRAGMA max_page_count={pages}"))
     metadata.create_all(engine)
+    if spare_pages is not None:
+        with engine.connect() as connection:
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one() + spare_pages
+        engine.dispose()
+        event.listen(engine, "connect", lambda c, _: c.execute(f"PRAGMA max_page_count={pages}"))
     return Ledger(engine, PatientKey(bytes(32)), accountant=LocalAccountant(), clock=ManualClock())
 
 
@@ -101,7 +104,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_a_clean_error_and_nothing_is_lost(tmp_path: Path) -> None:
     path = tmp_path / "site.db"
-    ledger = open_ledger(path, pages=12)
+    ledger = open_ledger(path, spare_pages=4)
     ledger.register("ward", ["a", "b"])
     done = 0
     with pytest.raises(EnvironmentProblem, match="disk is full"):
