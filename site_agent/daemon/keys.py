@@ -14,6 +14,7 @@ from cipherward.durable import read_secret, write_secret
 from cipherward.errors import UnavailableError, VerificationError
 from cipherward.proto.v1.round_pb2 import RelayItem
 from cipherward.site_agent.daemon.relay import open_item, seal_item
+from cipherward.site_agent.daemon.revocation import is_site_in_force
 from cipherward.site_agent.daemon.study import Study
 
 MAX_KEY_BYTES = 2**20
@@ -84,6 +85,9 @@ class SharedKeys:
         self._sealed &= {(trust.digest, receiver) for receiver in wanted_by}
         for receiver in wanted_by:
             if (trust.digest, receiver) in self._sealed:
+                continue
+            if not is_site_in_force(site, trust, receiver):
+                self._study.log.warning("no key for a revoked site", receiver=receiver)
                 continue
             self._study.client.put_relay(
                 seal_item(

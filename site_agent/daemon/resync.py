@@ -17,6 +17,7 @@ from cipherward.errors import LateError, UnavailableError, VerificationError
 from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.round_pb2 import ModelReport, RelayItem
 from cipherward.site_agent.daemon.relay import open_item, seal_item
+from cipherward.site_agent.daemon.revocation import is_site_in_force
 from cipherward.site_agent.daemon.study import Study
 from cipherward.site_agent.journal.journal import Entry
 
@@ -138,6 +139,9 @@ class Resync:
         for receiver in wanted_by:
             key = (receiver, last.round)
             if receiver == site.name or receiver not in trust.sites:
+                continue
+            if not is_site_in_force(site, trust, receiver):
+                study.log.warning("no model for a revoked site", receiver=receiver)
                 continue
             since = self._asked.setdefault(key, now)
             if (

@@ -155,6 +155,7 @@ class StudyLoop:
                 self._participation.train_and_join(number)
             case Phase.PHASE_UPLOAD:
                 self._study.check_round_record(number, snapshot.round_record_digest)
+                refresh_status_list(self._study.site, self._study.client)
                 self._upload.upload_and_commit(number, snapshot.plan_digest)
             case Phase.PHASE_RELEASE:
                 self._release.catch_up(number, number)
@@ -198,6 +199,8 @@ class StudyLoop:
 
     def _serve(self, snapshot: StudySnapshot) -> float | None:
         waiting = False
+        if snapshot.keys_wanted_by or snapshot.model_wanted_by:
+            refresh_status_list(self._study.site, self._study.client)
         if snapshot.keys_wanted_by and snapshot.state == StudyState.STUDY_STATE_RUNNING:
             self._keys.serve(self._study.trust(snapshot.round), list(snapshot.keys_wanted_by))
         if snapshot.model_wanted_by:

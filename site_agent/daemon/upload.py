@@ -14,6 +14,7 @@ from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.coordinator_pb2 import UploadHeader, UploadMessage
 from cipherward.proto.v1.round_pb2 import Commit, Join, PlanRecord
 from cipherward.site_agent.daemon.keys import SharedKeys
+from cipherward.site_agent.daemon.revocation import require_site_in_force
 from cipherward.site_agent.daemon.study import Study
 
 
@@ -26,8 +27,8 @@ class Upload:
     def upload_and_commit(self, round_number: int, announced_plan: bytes) -> None:
         """Do what is left to do until the commit is posted. Does nothing where this site did not join.
 
-        Raises VerificationError for a plan that must not be believed, PolicyError for one that names fewer
-        sites than this hospital wants.
+        Raises VerificationError for a plan that must not be believed, IdentityError for one that names a revoked
+        site, PolicyError for one that names fewer sites than this hospital wants.
         """
         entry = self._study.journal.entry(round_number)
         if entry.join_record is None or entry.skipped:
@@ -39,6 +40,8 @@ class Upload:
                 return
             trust = self._study.trust(round_number)
             self._check_cohort(len(plan.joins))
+            for name in plan.joins:
+                require_site_in_force(self._study.site, trust, name)
             self._check_key(trust, plan)
             attempt, leaves = self._encrypt(round_number, trust, plan)
             self._send(round_number, plan, attempt, leaves)
