@@ -23,7 +23,7 @@ from cipherward.site_agent.tasks.heart_disease.data import (
     rows,
 )
 from cipherward.site_agent.tasks.heart_disease.defaults import HEART_STUDY
-from cipherward.site_agent.tasks.splits import held_out, part
+from cipherward.site_agent.tasks.splits import held_out, held_out_by_id, part
 from cipherward.site_agent.training import weights
 
 COUNTS = {  # patients, with disease, chol missing, ca missing
@@ -196,6 +196,35 @@ def test_held_out_depends_on_ids_alone(patients: dict[str, int], fraction: float
         assert len(group & test) == round(fraction * len(group))
 
 
+@given(st.sets(st.text(min_size=1), min_size=1, max_size=60), st.floats(0.05, 0.95), st.integers(0, 5))
+def test_held_out_by_id_moves_nobody_else(patients: set[str], fraction: float, seed: int) -> None:
+    test = held_out_by_id(patients, fraction, seed)
+    assert test <= patients
+    for gone in patients:
+        assert held_out_by_id(patients - {gone}, fraction, seed) == test - {gone}
+
+
+def test_held_out_by_id_holds_out_the_fraction() -> None:
+    patients = [f"p{number}" for number in range(10_000)]
+    assert abs(len(held_out_by_id(patients, 0.25)) - 2500) < 5 * (10_000 * 0.25 * 0.75) ** 0.5
+    assert held_out_by_id(patients, 0.25, 1) != held_out_by_id(patients, 0.25) < held_out_by_id(patients, 0.5)
+
+
+def test_one_patient_less_in_an_own_file_moves_no_other(tmp_path: Path) -> None:
+    """Epsilon bounds what one patient's presence changes: the training set may change by that patient only."""
+    header, *lines = BUILTIN.read_text().splitlines()[:41]
+    path = tmp_path / "own.csv"
+
+    def training(records: list[str]) -> set[str]:
+        path.write_text("\n".join([header, *records]))
+        return {row.patient for row in rows(str(path), Split.TRAIN)}
+
+    before = training(lines)
+    assert 0 < len(before) < 40
+    for gone in lines:
+        assert training([line for line in lines if line != gone]) == before - {gone.split(",")[0]}
+
+
 @given(st.dictionaries(st.text(min_size=1), st.integers(0, 3), min_size=1, max_size=60), st.data())
 def test_parts_are_even(patients: dict[str, int], data: st.DataObject) -> None:
     count = data.draw(st.integers(1, len(patients)))
@@ -208,6 +237,8 @@ def test_parts_are_even(patients: dict[str, int], data: st.DataObject) -> None:
 def test_a_split_that_leaves_a_side_empty_is_refused(fraction: float) -> None:
     with pytest.raises(UsageError):
         held_out({"a": 0}, fraction)
+    with pytest.raises(UsageError):
+        held_out_by_id({"a"}, fraction)
 
 
 def test_the_default_study_keeps_its_epsilon() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cipherward.errors import UsageError
 from cipherward.site_agent.tasks.base import BinaryTask, Records, Split
-from cipherward.site_agent.tasks.splits import held_out, part
+from cipherward.site_agent.tasks.splits import held_out_by_id, part
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,7 +33,7 @@ _SOURCE = re.compile(r"part:(\d+)of(\d+)\Z")
 
 
 class BreastCancer(BinaryTask):
-    """Source ``part:KofN``: the K-th of N simulated hospitals. A quarter of its patients are for testing."""
+    """Source ``part:KofN``: the K-th of N simulated hospitals. About a quarter of its patients are for testing."""
 
     name = "breast-cancer"
 
@@ -56,8 +56,9 @@ class BreastCancer(BinaryTask):
         patients = [f"wdbc-{row:03}" for row in range(len(data.target))]
         malignant = {patient: int(label == 0) for patient, label in zip(patients, data.target, strict=True)}
 
+        # ``part`` only makes hospitals of one fixed public data set; a hospital's own data needs none of it.
         chosen = part(malignant, int(match[1]), int(match[2]))
-        test = held_out({patient: malignant[patient] for patient in chosen}, 0.25)
+        test = held_out_by_id(chosen, 0.25)
         if split is not Split.ALL:
             chosen = test if split is Split.TEST else chosen - test
         rows = [row for row, patient in enumerate(patients) if patient in chosen]

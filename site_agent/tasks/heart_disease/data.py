@@ -20,7 +20,7 @@ from pathlib import Path
 from cipherward.durable import read_file
 from cipherward.errors import UsageError
 from cipherward.site_agent.tasks.base import Split
-from cipherward.site_agent.tasks.splits import held_out, part
+from cipherward.site_agent.tasks.splits import held_out, held_out_by_id, part
 
 BUILTIN = Path(__file__).with_name("heart_disease_uci.csv")
 HOSPITALS = {
@@ -32,8 +32,8 @@ HOSPITALS = {
 """Names in sources -> the file's ``dataset`` column."""
 
 TEST_FRACTION = 1 / 3
-"""Of each label at each hospital. Switzerland has 8 patients without disease: a smaller part would hold out
-two."""
+"""Of each label at each hospital, in the builtin data; of all patients on average, in a CSV file. Switzerland
+has 8 patients without disease: a smaller part would hold out two."""
 
 # Public clinical ranges (low, high), scaled to [-1, 1]; what lies outside is clipped to the end.
 RANGES = {
@@ -71,12 +71,14 @@ def rows(source: str, split: Split, *, seed: int = 0) -> list[Row]:
     ``builtin:HOSPITAL``, ``builtin:HOSPITAL/KofN`` (a K-th of it, for studies with more sites) or the path of
     a CSV file with the same columns; there the patient is ``patient_id`` or else ``id``, and may have several
     rows. Which patients are held out depends on ``seed`` (0: the one split that studies use; others for
-    repeated cross-validation) and on the whole hospital's ids, so a part's test patients are among the
-    hospital's. Raises UsageError for an unknown source or malformed rows, EnvironmentProblem for an
-    unreadable file.
+    repeated cross-validation). In a CSV file it is decided for each patient by the id alone, so that one
+    patient more or less moves no other; in the builtin data, whose list is fixed and public, by label over
+    the whole hospital, so a part's test patients are among the hospital's. Raises UsageError for an unknown
+    source or malformed rows, EnvironmentProblem for an unreadable file.
     """
     if not source.startswith("builtin:"):
-        return _split(_read(Path(source)), split, seed)
+        own = _read(Path(source))
+        return _split(own, held_out_by_id({row.patient for row in own}, TEST_FRACTION, seed), split)
     match = _SOURCE.match(source)
     if match is None or match[1] not in HOSPITALS:
         raise UsageError(
@@ -84,10 +86,11 @@ def rows(source: str, split: Split, *, seed: int = 0) -> list[Row]:
             fix=f"Use builtin:HOSPITAL or builtin:HOSPITAL/KofN with {', '.join(HOSPITALS)}, or a CSV file",
         )
     records = _read(BUILTIN, HOSPITALS[match[1]])
-    chosen = _split(records, split, seed)
+    test = held_out(_labels(records), TEST_FRACTION, seed)
+    chosen = _split(records, test, split)
     if match[2] is None:
         return chosen
-    members = part(_strata(records, seed), int(match[2]), int(match[3]))
+    members = part(_strata(records, test), int(match[2]), int(match[3]))
     return [row for row in chosen if row.patient in members]
 
 
@@ -99,17 +102,14 @@ def _labels(records: list[Row]) -> dict[str, int]:
     return labels
 
 
-def _strata(records: list[Row], seed: int) -> dict[str, int]:
+def _strata(records: list[Row], test: frozenset[str]) -> dict[str, int]:
     """Patients by label and side of the split, so that every part gets its share of all four."""
-    labels = _labels(records)
-    test = held_out(labels, TEST_FRACTION, seed)
-    return {patient: 2 * label + (patient in test) for patient, label in labels.items()}
+    return {patient: 2 * label + (patient in test) for patient, label in _labels(records).items()}
 
 
-def _split(records: list[Row], split: Split, seed: int) -> list[Row]:
+def _split(records: list[Row], test: frozenset[str], split: Split) -> list[Row]:
     if split is Split.ALL:
         return records
-    test = held_out(_labels(records), TEST_FRACTION, seed)
     return [row for row in records if (row.patient in test) == (split is Split.TEST)]
 
 
