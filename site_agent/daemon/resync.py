@@ -24,6 +24,9 @@ from cipherward.site_agent.journal.journal import Entry
 TURN_SECONDS = 5.0
 """How long the next site waits for the one before it to send a model that someone asks for."""
 REPEAT_SECONDS = 30.0
+LEAST_TO_OVERRIDE = 2
+"""Other sites that must agree before this site gives up a model it has: one alone proves nothing against a sum
+that was verified here."""
 
 
 class Resync:
@@ -34,8 +37,9 @@ class Resync:
         self._asked: dict[tuple[str, int], float] = {}
         self._sent: dict[tuple[str, int], float] = {}
 
-    def agreed(self, last: Entry) -> bytes | None:
-        """The digest that enough *other* members of the last U reported after that round, or None.
+    def agreed(self, last: Entry) -> tuple[bytes, int] | None:
+        """The digest that enough *other* members of the last U reported after that round and how many they
+        are, or None.
 
         Reports with a bad signature, of other rounds or of sites outside U do not count.
         """
@@ -58,19 +62,19 @@ class Resync:
         if not votes:
             return None
         digest, count = Counter(votes.values()).most_common(1)[0]
-        return digest if count >= agreement_needed(trust.manifest.colluders, len(others)) else None
+        return (digest, count) if count >= agreement_needed(trust.manifest.colluders, len(others)) else None
 
     def ensure_model(self, current_round: int) -> None:
         """Have the model after the last closed round, fetching it from a peer if this site has another one.
 
-        Raises UnavailableError while there is no agreement or no peer has sent it, VerificationError for a
-        model that is not the agreed one.
+        Raises UnavailableError while there is no agreement, no peer has sent it, or a single site disputes
+        the model that this one has; VerificationError for a model that is not the agreed one.
         """
         study = self._study
         last, row = study.journal.last_closed(), study.row()
         if last is None:
             return
-        agreed = self.agreed(last)
+        agreed, count = self.agreed(last) or (None, 0)
         if row.model_round == last.round and (agreed is None or agreed == row.model_digest):
             return
         if agreed is None:
@@ -79,7 +83,16 @@ class Resync:
                 why="not enough of them have reported it",
             )
         if row.model_round == last.round:
-            study.log.warning("this site's model differs from the others'", round=last.round)
+            study.log.warning("this site's model differs from the others'", round=last.round, others=count)
+            if count < LEAST_TO_OVERRIDE:
+                study.journal.incident(
+                    last.round, "this site's model differs from the only other site's; it keeps its own"
+                )
+                raise UnavailableError(
+                    f"the model after round {last.round} of {study.name} is in dispute",
+                    why="one other site reports another model than the one that this site verified",
+                    fix="Compare both sites' logs; the study goes on when they report the same model",
+                )
             study.journal.incident(
                 last.round, "this site's model differed from the one that the others agreed on"
             )

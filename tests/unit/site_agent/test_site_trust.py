@@ -568,6 +568,27 @@ def test_a_dissenting_site_gives_in_to_a_majority_and_not_to_one(world):
     assert agent.study.row().model_digest == digest
 
 
+def test_a_verified_model_is_not_given_up_to_one_other_site(world):
+    agent = world.admit()
+    world.open_round(agent, 1)
+    agent.participation.train_and_join(1)
+    _, digest = world.plan(agent, 1, names=("alpha", "beta"))
+    agent.upload.upload_and_commit(1, digest)
+    own = (world.coordinator.uploads[1], world.coordinator.commits[-1])
+    world.close(agent, 1, {"alpha": own, "beta": world.peer_update(agent, 1, "beta", 0.25)})
+    agent.release.catch_up(1, 1)
+    verified = agent.study.row().model_digest
+    weights = np.linspace(0, 1, 23, dtype=np.float32)
+    world.coordinator.relay = model_item(world, agent, "beta", weights)
+    world.coordinator.reports = [world.report_of(1, "beta", model_digest(weights))]
+    with pytest.raises(UnavailableError, match="in dispute"):
+        agent.resync.ensure_model(2)
+    assert agent.study.row().model_digest == verified and world.coordinator.requested == 0
+    assert incidents(world) == ["this site's model differs from the only other site's; it keeps its own"]
+    world.coordinator.reports = [world.report_of(1, "beta", verified)]
+    agent.resync.ensure_model(2)
+
+
 def test_the_newest_model_is_sealed_for_a_site_that_asks(world):
     agent = world.admit()
     world.to_close(agent, 1)
