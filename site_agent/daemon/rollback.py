@@ -6,6 +6,7 @@ from __future__ import annotations
 from cipherward.crypto.labels import Label
 from cipherward.crypto.signing import verify
 from cipherward.errors import RollbackError, VerificationError
+from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.coordinator_pb2 import RecordKind
 from cipherward.proto.v1.round_pb2 import Commit
 from cipherward.site_agent.daemon.study import Study
@@ -13,8 +14,8 @@ from cipherward.site_agent.daemon.study import Study
 
 def check_own_commit(study: Study, round_number: int) -> None:
     """Compare with the last commit that the coordinator has of this site in the study, which need not be known
-    here. Raises RollbackError if this site's ledger or journal does not know of the commit, VerificationError
-    if this site did not sign it, ProtocolError if the coordinator refuses to show it."""
+    here. Raises RollbackError if this site's ledger does not know it or its journal has not this very one,
+    VerificationError if this site did not sign it, ProtocolError if the coordinator refuses to show it."""
     signed = study.client.record(study.name, round_number, RecordKind.RECORD_KIND_COMMIT)
     if signed is None:
         return
@@ -26,9 +27,10 @@ def check_own_commit(study: Study, round_number: int) -> None:
         site.ledger.check_not_rolled_back(commit.ledger_sequence, commit.ledger_head)
     except VerificationError as error:
         raise RollbackError(error.what, why=error.why, fix=error.fix) from error
-    if study.journal.entry(commit.round).commit_record is None:
+    posted = study.journal.entry(commit.round).commit_record
+    if posted is None or Signed.FromString(posted).payload != signed.payload:
         raise RollbackError(
-            f"this site committed in round {commit.round} of {study.name}, and its journal does not know",
+            f"this site committed in round {commit.round} of {study.name}, and its journal does not know that commit",
             why="the site's state is an older copy",
             fix="Restore the newest backup of the site's folder; taking part again could reveal an update",
         )

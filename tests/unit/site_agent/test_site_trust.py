@@ -180,6 +180,22 @@ def test_no_budget_no_training(world):
     assert not world.coordinator.joins
 
 
+@pytest.mark.parametrize(
+    "change", [lambda ids: (*ids, "new"), lambda ids: ids[1:], lambda ids: ("x", *ids[1:])]
+)
+def test_a_source_that_changes_under_the_training_joins_nothing_and_stays_paid_for(world, change):
+    agent = world.admit()
+    world.open_round(agent, 1)
+    world.trainer.trained_on = change(world.trainer.patients)
+    with pytest.raises(PolicyError, match="other patients than it was charged for"):
+        agent.participation.train_and_join(1)
+    entry = agent.study.journal.entry(1)
+    assert world.trainer.trained == 1 and entry.skipped and entry.update_digest is None
+    assert world.site.ledger.head().sequence == 2  # registered, reserved
+    agent.participation.train_and_join(1)  # sits it out
+    assert world.trainer.trained == 1 and not world.coordinator.joins
+
+
 def test_nan_is_not_joined_and_stays_paid_for(world):
     agent = world.admit()
     world.trainer.update = np.full(23, np.nan, np.float32)
@@ -394,11 +410,15 @@ def test_a_restored_backup_is_noticed(world):
     _, commit = world.to_commit(agent, 1)
     world.put(0, cp.RECORD_KIND_COMMIT, commit)
     check_own_commit(agent.study, 1)
+    head = world.site.ledger.head()
+    other = world.commit_of(1, "alpha", [b""], ledger_sequence=head.sequence, ledger_head=head.digest)
+    world.put(0, cp.RECORD_KIND_COMMIT, other)
+    with pytest.raises(RollbackError, match="journal does not know"):
+        check_own_commit(agent.study, 1)
     ahead = world.commit_of(1, "alpha", [b""], ledger_sequence=9, ledger_head=b"h" * 32)
     world.put(0, cp.RECORD_KIND_COMMIT, ahead)
     with pytest.raises(RollbackError, match="it ends at event 2"):
         check_own_commit(agent.study, 1)
-    head = world.site.ledger.head()
     unknown = world.commit_of(
         1, "alpha", [b""], round=3, ledger_sequence=head.sequence, ledger_head=head.digest
     )
