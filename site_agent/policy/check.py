@@ -141,9 +141,9 @@ def _on_dataset(
         line = f"the study's delta is {study.delta:g}, the hospital wants at most {bounds.delta:g}"
         yield Finding("delta-above-policy", line)
     lost = ledger.count(Kind.LOST, dataset)
-    if lost > rule.max_lost_reservations:
+    if lost >= rule.max_lost_reservations:
         most = rule.max_lost_reservations
-        line = f"{lost} rounds were paid for and then aborted, the hospital tolerates {most}"
+        line = f"{lost} rounds were paid for and then aborted, the hospital stops at {most}"
         yield Finding("too-many-lost", line)
     yield from _on_budget(study, dataset, bounds, ledger)
 

@@ -60,7 +60,7 @@ class DataSetPolicy(BaseModel):
     """Over the data set's whole life, at ``delta``. ``inf`` only where DP is not required."""
     delta: Annotated[float, Field(ge=MIN_DELTA, le=0.1, strict=True)]
     """Must be below 1/(10 x patients), which is checked against the registered patients."""
-    max_lost_reservations: Annotated[StrictInt, Field(ge=0)] = 5
+    max_lost_reservations: Annotated[StrictInt, Field(ge=1)] = 5
     """How many rounds may be paid for and then aborted before the data set is used no more."""
 
 

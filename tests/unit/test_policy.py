@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from cipherward.clock import ManualClock
 from cipherward.database import make_engine
@@ -188,7 +189,9 @@ def test_the_stricter_of_two_overlapping_data_sets_holds(ledger: Ledger) -> None
 
 
 def test_too_many_aborted_rounds_end_it(ledger: Ledger) -> None:
-    cautious = policy(datasets=ward(max_lost_reservations=1))
+    with pytest.raises(ValidationError):  # it would never be used
+        policy(datasets=ward(max_lost_reservations=0))
+    cautious = policy(datasets=ward(max_lost_reservations=2))
     for number in (1, 2):
         spend(ledger, number)
         ledger.mark_lost("ward", "heart", number)
