@@ -117,7 +117,7 @@ def _read(path: Path, hospital: str | None = None) -> list[Row]:
     try:
         text = read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not a CSV file in UTF-8", why=str(error)) from error
+        raise UsageError(f"{path} is not a CSV file in UTF-8", why=f"byte {error.start} is not UTF-8") from error
     reader = csv.DictReader(io.StringIO(text, newline=""))
     columns = set(reader.fieldnames or ())
     identifier = "patient_id" if "patient_id" in columns else "id"
@@ -135,7 +135,7 @@ def _read(path: Path, hospital: str | None = None) -> list[Row]:
             patient = (record[identifier] or "").strip()
             if not patient:
                 raise ValueError(f"{identifier} is empty")
-            found.append(Row(_features(record), int(float(record["num"]) > 0), patient))
+            found.append(Row(_features(record), int(_number(record, "num") > 0), patient))
         except (ValueError, TypeError) as error:
             raise UsageError(f"{path} line {reader.line_num} cannot be read", why=str(error)) from error
     if not found:
@@ -146,8 +146,7 @@ def _read(path: Path, hospital: str | None = None) -> list[Row]:
 def _features(record: Mapping[str, str | None]) -> tuple[float, ...]:
     values = []
     for column, (low, high) in RANGES.items():
-        text = record[column]
-        number = float(text) if text else None
+        number = _number(record, column) if record[column] else None
         if number is None or (number == 0 and column in ZERO_IS_MISSING):
             values.append(0.0)
             continue
@@ -163,8 +162,16 @@ def _features(record: Mapping[str, str | None]) -> tuple[float, ...]:
     return tuple(values)
 
 
+def _number(record: Mapping[str, str | None], column: str) -> float:
+    # The message must not quote the value: it is a patient's, and errors reach logs.
+    try:
+        return float(record[column] or "")
+    except ValueError:
+        raise ValueError(f"{column} is not a number") from None
+
+
 def _known(record: Mapping[str, str | None], column: str, allowed: tuple[str, ...]) -> str:
     value = record[column] or ""
     if value not in allowed:
-        raise ValueError(f"{column} is {value!r}, not one of {', '.join(allowed)}")
+        raise ValueError(f"{column} is not one of {', '.join(allowed)}")
     return value
