@@ -46,8 +46,9 @@ class Participation:
     def train_and_join(self, round_number: int) -> None:
         """Do what is left to do until the join is posted; every step once, in this order.
 
-        Raises PolicyError or BudgetError where the hospital does not allow it, LimitError for an update
-        with NaN: the round is then marked as skipped and this site sits it out.
+        Raises PolicyError or BudgetError where the hospital does not allow it, PolicyError also if other
+        patients were trained on than charged, LimitError for an update with NaN: the round is then marked as
+        skipped and this site sits it out.
         """
         entry = self._study.journal.entry(round_number)
         if entry.skipped:
@@ -84,6 +85,8 @@ class Participation:
             )
         finally:
             self._cancellation = None
+        # The job loaded the source anew: its file may be another one than when the round was charged.
+        site.ledger.check_trained(data_set, study.name, round_number, outcome.patients)
         refuse_not_finite(outcome.update, "the update")
         scaled = outcome.update * np.float32(upload_scale(manifest, site.name))
         trust = study.trust(round_number)

@@ -15,7 +15,14 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, func, insert, select, update
 
 from cipherward.clock import Clock
-from cipherward.errors import BudgetError, ConflictError, ProtocolError, UsageError, VerificationError
+from cipherward.errors import (
+    BudgetError,
+    ConflictError,
+    PolicyError,
+    ProtocolError,
+    UsageError,
+    VerificationError,
+)
 from cipherward.ids import Digest, StudyId, check_digest, check_name
 from cipherward.site_agent.ledger import chain, cohorts
 from cipherward.site_agent.ledger.accountant import Accountant
@@ -157,6 +164,31 @@ class Ledger:
                 manifest=bytes(manifest),
             )
             return chain.append(connection, entry)
+
+    def check_trained(
+        self, dataset: str, study: StudyId | str, round_number: int, patient_ids: Iterable[str]
+    ) -> None:
+        """Compare the patients that a round trained on with those that its reservation charged.
+
+        Raises PolicyError if they are not the same, ProtocolError if the round was never reserved.
+        """
+        trained = set_digest(self._key.digests(patient_ids)).hex()
+        with self._transaction("read the ledger") as connection:
+            row = _find(connection, Kind.RESERVE, dataset, study, round_number)
+            if row is None:
+                raise ProtocolError(f"round {round_number} of study {study!r} trained without a reservation")
+            query = select(events.c.details).where(
+                events.c.kind == Kind.REGISTER.value,
+                events.c.dataset == dataset,
+                events.c.version == row.version,
+            )
+            charged = json.loads(connection.execute(query).scalar_one())["set"]
+        if trained != charged:
+            raise PolicyError(
+                f"round {round_number} of study {study!r} trained on other patients than it was charged for",
+                why=f"the source of data set {dataset!r} changed between the reservation and the training",
+                fix="The update is discarded and the round stays paid for; replace data between rounds only",
+            )
 
     def mark_lost(self, dataset: str, study: StudyId | str, round_number: int) -> None:
         """Note that a reserved round was aborted. It stays spent; policy caps how often this may happen.

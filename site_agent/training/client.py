@@ -42,13 +42,14 @@ class TaskRef:
 @dataclass(frozen=True, slots=True)
 class TrainOutcome:
     """``update``: (P,), float32, finite. ``metrics``: (3,), float64, see ``metrics.federated``. The rest
-    stays at the hospital: seconds of training, and how many patient gradients were not finite and counted as
-    zero."""
+    stays at the hospital: seconds of training, how many patient gradients were not finite and counted as
+    zero, and ``patients``, the id of each patient that this job loaded, once, sorted."""
 
     update: NDArray[np.float32] = field(repr=False)
     metrics: NDArray[np.float64] = field(repr=False)
     seconds: float
     dropped: int
+    patients: tuple[str, ...] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,11 @@ class Trainer:
         result, arrays = self._call(task, header, {"weights": weights}, timeout, cancellation)
         update, metrics = _array(arrays, "update", len(weights)), _array(arrays, "metrics", METRICS)
         return TrainOutcome(
-            update.astype(np.float32), metrics.astype(np.float64), result["seconds"], result["dropped"]
+            update.astype(np.float32),
+            metrics.astype(np.float64),
+            result["seconds"],
+            result["dropped"],
+            tuple(result["patients"]),
         )
 
     def evaluate(

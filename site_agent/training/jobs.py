@@ -47,7 +47,8 @@ def _train(task: Task, header: Header, arrays: dict[str, Array]) -> Reply:
     chosen = constants.from_json(header["constants"])
     records = task.load(header["source"], Split.TRAIN)
     result = dpsgd.train(task, records, arrays["weights"].astype(np.float32), chosen, KeyStream())
-    reply = {"seconds": time.monotonic() - began, "dropped": result.dropped}
+    seconds = time.monotonic() - began
+    reply = {"seconds": seconds, "dropped": result.dropped, "patients": records.patients}
     return reply, {"update": result.update, "metrics": result.metrics}
 
 

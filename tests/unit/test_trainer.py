@@ -128,6 +128,8 @@ def test_the_jobs(trainer: Trainer) -> None:
     assert (outcome.update.shape, outcome.update.dtype) == ((23,), np.float32)
     assert outcome.metrics.shape == (3,)
     assert outcome.dropped == 0
+    assert outcome.patients == description.patients
+    assert description.patients[0] not in repr(outcome)
     assert 0 < outcome.seconds < 60
     trained = trainer.evaluate(HEART, SOURCE, Split.TEST, start + outcome.update)
     assert trained.patients == len(rows(SOURCE, Split.TEST))

@@ -72,13 +72,14 @@ class PlayedTrainer:
     def __init__(self):
         self.update = np.linspace(-1, 1, PARAMETERS, dtype=np.float32)
         self.trained = 0
+        self.patients = self.trained_on = tuple(f"patient-{i}" for i in range(200))
 
     def describe(self, task, source):
-        return Description(tuple(f"patient-{i}" for i in range(200)), 200, PARAMETERS)
+        return Description(self.patients, len(self.patients), PARAMETERS)
 
     def train(self, task, source, constants, weights, *, timeout, cancellation):
         self.trained += 1
-        return TrainOutcome(self.update, np.array([0.5, 0.6, 1.0]), 0.1, 0)
+        return TrainOutcome(self.update, np.array([0.5, 0.6, 1.0]), 0.1, 0, self.trained_on)
 
 
 class PlayedCoordinator:
@@ -127,8 +128,8 @@ class PlayedCoordinator:
     def post_model_report(self, study, record):
         self.sent_reports.append(record)
 
-    def model_reports(self, study, number):
-        return list(self.reports)
+    def model_reports(self, study, number, most):
+        return self.reports[:most]
 
     def put_relay(self, messages):
         self.relayed.append(list(messages))
