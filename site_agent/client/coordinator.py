@@ -6,7 +6,9 @@ What comes back is not believed here: callers verify it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from itertools import islice
 from typing import Any
 
 import grpc
@@ -56,7 +58,7 @@ class CoordinatorClient:
         for stream in streams:
             stream.cancel()
 
-    def _stream(self, call: Any) -> Iterator[Any]:
+    def _stream(self, call: Any) -> Generator[Any, None, None]:
         with self._lock:
             if self._closed:
                 call.cancel()
@@ -141,10 +143,11 @@ class CoordinatorClient:
         with translated():
             self._stub.PostModelReport(PostRequest(study=study, record=record), timeout=CALL_SECONDS)
 
-    def model_reports(self, study: str, round_number: int) -> list[Signed]:
-        """What the sites reported after the round."""
+    def model_reports(self, study: str, round_number: int, most: int) -> list[Signed]:
+        """What the sites reported after the round; the first ``most``, whatever else is sent."""
         request = GetRecordRequest(study=study, round=round_number)
-        return list(self._stream(self._stub.GetModelReports(request, timeout=CALL_SECONDS)))
+        with closing(self._stream(self._stub.GetModelReports(request, timeout=CALL_SECONDS))) as reports:
+            return list(islice(reports, most))
 
     def put_relay(self, messages: Iterable[RelayMessage]) -> None:
         """Leave a sealed item for another site."""

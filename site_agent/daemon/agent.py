@@ -20,6 +20,8 @@ from cipherward.crypto.pki.store import load_member
 from cipherward.errors import (
     CipherwardError,
     ConflictError,
+    FormatError,
+    LimitError,
     PolicyError,
     ProtocolError,
     RollbackError,
@@ -27,7 +29,7 @@ from cipherward.errors import (
     UsageError,
     VerificationError,
 )
-from cipherward.ids import Role
+from cipherward.ids import Role, check_name
 from cipherward.proto.v1.coordinator_pb2 import HelloReply, StudySnapshot, StudyState
 from cipherward.site_agent.client.channel import open_channel
 from cipherward.site_agent.client.coordinator import CoordinatorClient
@@ -50,6 +52,8 @@ from cipherward.site_agent.state.opening import open_state
 from cipherward.site_agent.state.studies import REFUSED, StudyStore
 from cipherward.site_agent.training.client import Trainer
 
+MAX_UNKNOWN_STUDIES = 100
+"""That an agent remembers in one run."""
 STOP_SECONDS = 12.0
 """For threads to end; systemd and the tests allow 15."""
 
@@ -99,6 +103,8 @@ class Agent:
         self._refused: dict[str, bytes] = {}
         self._over: set[str] = set()
         self._compared: set[str] = set()
+        self._unknown: set[str] = set()
+        self._told_of_limit = False
 
     def run(self) -> None:
         """Until ``stop``, or until all studies have ended where that was asked for."""
@@ -123,10 +129,35 @@ class Agent:
         # All of them before any goes on: they spend from one ledger, and one study is enough to show that it
         # is an older copy.
         for snapshot in reply.studies:
-            self._compare(snapshot)
+            if self._is_heard(snapshot.study):
+                self._compare(snapshot)
         for snapshot in reply.studies:
             self._snapshot(snapshot)
         notify("READY=1")
+
+    def _is_heard(self, name: str) -> bool:
+        """Whether anything is kept of a study of that name: the coordinator may send any name, and any number
+        of them."""
+        if name in self._unknown or self._site.studies.versions(name) is not None:
+            return True
+        try:
+            check_name(name, "study")
+            if len(self._unknown) == MAX_UNKNOWN_STUDIES:
+                raise LimitError(
+                    f"the coordinator names more than {MAX_UNKNOWN_STUDIES} studies not known here",
+                    why="further ones are ignored until the agent starts again",
+                    fix="Ask its operator which studies are this site's",
+                )
+        except FormatError as error:
+            self._site.log.error("study ignored", error=str(error))
+            return False
+        except LimitError as error:
+            if not self._told_of_limit:
+                self._site.log.error("study ignored", error=str(error))
+                self._told_of_limit = True
+            return False
+        self._unknown.add(name)
+        return True
 
     def _compare(self, snapshot: StudySnapshot) -> None:
         """Once in a run, for every study that names this site, also one that is over or not known here: a
@@ -146,6 +177,8 @@ class Agent:
 
     def _snapshot(self, snapshot: StudySnapshot) -> None:
         """Called for one snapshot at a time."""
+        if not self._is_heard(snapshot.study):
+            return
         self._compare(snapshot)
         try:
             with explained_database("keep the study's state"):

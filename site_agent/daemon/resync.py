@@ -48,7 +48,7 @@ class Resync:
         others = [name for name in last.cohort if name != study.site.name]
         close = record_digest(Label.CLOSE_RECORD, Signed.FromString(last.closing_record or b""))
         votes: dict[str, bytes] = {}
-        for signed in study.client.model_reports(study.name, last.round):
+        for signed in study.client.model_reports(study.name, last.round, len(trust.sites)):
             name = signed.signer.rpartition("/")[2]
             if name not in others:
                 continue
