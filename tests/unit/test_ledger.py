@@ -407,11 +407,13 @@ def _race(path: Path, study: str, rounds: int, ceiling: float) -> int:
     return done
 
 
-def test_two_processes_cannot_overspend(tmp_path: Path) -> None:
+def test_two_processes_cannot_overspend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "site.db"
     ledger = open_ledger(path)
     ledger.register("ward", WARD)
     ceiling = epsilon([Gaussian(10.0, 12)], DELTA)
+    # The other processes import this module by its name, however pytest was started.
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
     with get_context("spawn").Pool(2) as pool:
         done = pool.starmap(_race, [(path, "one", 20, ceiling), (path, "two", 20, ceiling)])
     assert sum(done) == 12

@@ -117,7 +117,9 @@ def _read(path: Path, hospital: str | None = None) -> list[Row]:
     try:
         text = read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not a CSV file in UTF-8", why=f"byte {error.start} is not UTF-8") from error
+        raise UsageError(
+            f"{path} is not a CSV file in UTF-8", why=f"byte {error.start} is not UTF-8"
+        ) from error
     reader = csv.DictReader(io.StringIO(text, newline=""))
     columns = set(reader.fieldnames or ())
     identifier = "patient_id" if "patient_id" in columns else "id"
