@@ -24,6 +24,8 @@ from cipherward.site_agent.journal.journal import Entry
 TURN_SECONDS = 5.0
 """How long the next site waits for the one before it to send a model that someone asks for."""
 REPEAT_SECONDS = 30.0
+REPORTS_A_SITE = 4
+"""Reports read at the most, for each site of the roster: a site may have corrected its own."""
 LEAST_TO_OVERRIDE = 2
 """Other sites that must agree before this site gives up a model it has: one alone proves nothing against a sum
 that was verified here."""
@@ -48,7 +50,9 @@ class Resync:
         others = [name for name in last.cohort if name != study.site.name]
         close = record_digest(Label.CLOSE_RECORD, Signed.FromString(last.closing_record or b""))
         votes: dict[str, bytes] = {}
-        for signed in study.client.model_reports(study.name, last.round, len(trust.sites)):
+        # Doubles and forgeries are passed over below; a stream without end is not.
+        most = REPORTS_A_SITE * len(trust.sites)
+        for signed in study.client.model_reports(study.name, last.round, most):
             name = signed.signer.rpartition("/")[2]
             if name not in others:
                 continue
