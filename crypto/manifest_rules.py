@@ -209,7 +209,7 @@ def _check_suite(manifest: Manifest) -> None:
     _need(bool(entry.library), "the manifest does not fix the suite's library")
     _positive(entry.bound, "the bound on an update's coordinates")
     try:
-        params = suite(entry.name).parameters(entry.parameters, entry.bound)
+        params = suite(entry.name).parameters(entry.parameters, entry.bound, len(names))
         params.check_sites(len(names))
         params.chunk_count(manifest.parameter_count)
     except (UsageError, LimitError) as error:

@@ -13,7 +13,7 @@ from functools import cached_property
 
 from cipherward.crypto.labels import Label
 from cipherward.crypto.signing import record_digest, verify
-from cipherward.crypto.suites.base import KeyLifetime
+from cipherward.crypto.suites.base import KeyLifetime, SuiteParams
 from cipherward.crypto.suites.registry import suite as find_suite
 from cipherward.errors import IdentityError, VerificationError
 from cipherward.ids import DIGEST_BYTES, Digest
@@ -52,6 +52,12 @@ class StudyTrust:
     def key_lifetime(self) -> KeyLifetime:
         """Of the study's suite: one key for the study, or one for each attempt. UsageError if unknown."""
         return find_suite(self.manifest.suite.name).key_lifetime
+
+    @cached_property
+    def params(self) -> SuiteParams:
+        """The suite's parameter set, at the study's bound and for its roster. UsageError if there is none."""
+        entry = self.manifest.suite
+        return find_suite(entry.name).parameters(entry.parameters, entry.bound, len(self.manifest.roster))
 
     def site(self, name: str) -> RosterSite:
         """The roster's entry; raises IdentityError."""

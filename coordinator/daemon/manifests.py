@@ -8,7 +8,6 @@ from cipherward.crypto.manifest import require_member, verify_manifest
 from cipherward.crypto.pki.anchor import Anchor
 from cipherward.crypto.pki.credentials import Credential
 from cipherward.crypto.suites.payload import Layout
-from cipherward.crypto.suites.registry import suite
 from cipherward.errors import VerificationError
 from cipherward.proto.v1.common_pb2 import Signed
 
@@ -24,7 +23,7 @@ def read_manifest(signed: Signed, anchor: Anchor, own: Credential) -> Version:
     trust = verify_manifest(signed, anchor)
     require_member(trust, own)
     declared = trust.manifest.suite
-    params = suite(declared.name).parameters(declared.parameters, declared.bound)
+    params = trust.params
     if params.library != declared.library:
         raise VerificationError(
             f"the manifest of {trust.manifest.study} fixes {declared.library}",

@@ -16,8 +16,8 @@ class SharedKeySuite:
     key_lifetime = KeyLifetime.STUDY
     parameter_sets: Mapping[str, SuiteParams] = PARAMETER_SETS
 
-    def parameters(self, name: str, bound: float | None = None) -> SuiteParams:
-        """The named set, at the study's bound; UsageError for any other name or bound."""
+    def parameters(self, name: str, bound: float | None = None, sites: int | None = None) -> SuiteParams:
+        """The named set, at the study's bound and for any number of sites; UsageError for other names."""
         return parameters(name, bound)
 
     def chunk_adder(self, params: SuiteParams) -> ChunkAdder:

@@ -32,7 +32,7 @@ def _worker(params: SharedKeyParams, opening: Sequence[tuple[str, Content]] = ()
 
 
 class SharedKeySite:
-    """See ``cipherward.crypto.suites.base.SiteSide``."""
+    """See ``cipherward.crypto.suites.base.StudyKeySide``."""
 
     def generate_key(self, params: SuiteParams) -> SharedSecretKey:
         """A fresh key, made in a worker process. UnavailableError if that failed."""
@@ -44,8 +44,8 @@ class SharedKeySite:
         """From ``reveal()``'s bytes; FormatError if they are not a key of that set."""
         return SharedSecretKey(own_params(params), content)
 
-    def cipher(self, key: SecretKey) -> SharedKeyCipher:
-        """Encryption and opening under ``key``, in a process of its own."""
+    def cipher(self, key: SecretKey, context: bytes) -> SharedKeyCipher:
+        """Encryption and opening under ``key``, in a process of its own. No plan changes anything here."""
         if not isinstance(key, SharedSecretKey):
             raise UsageError(f"the key belongs to the suite {key.params.suite}")
         return SharedKeyCipher(key)

@@ -9,7 +9,8 @@ so that whatever has another size is refused before anything looks inside.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -118,19 +119,27 @@ class Suite(Protocol):
     def parameter_sets(self) -> Mapping[str, SuiteParams]:
         """The named sets, each at its default bound. There are no others."""
 
-    def parameters(self, name: str, bound: float | None = None) -> SuiteParams:
-        """The set of that name, with the study's bound B. UsageError for any other name or bound."""
+    def parameters(self, name: str, bound: float | None = None, sites: int | None = None) -> SuiteParams:
+        """The set of that name, with the study's bound B and for rosters of up to ``sites`` sites.
+
+        A suite may encode more finely for fewer sites; everyone takes ``sites`` from the manifest's roster.
+        UsageError for any other name or bound, or numbers that leave no precision.
+        """
 
     def chunk_adder(self, params: SuiteParams) -> ChunkAdder:
         """A new adder for that set."""
 
 
 class SecretKey(Protocol):
-    """A key that opens sums. Has no repr of its content and does not pickle."""
+    """A key that encrypts updates, opens sums, or both. Has no repr of its content and does not pickle."""
 
     @property
     def params(self) -> SuiteParams:
         """The set it belongs to."""
+
+
+class StudyKey(SecretKey, Protocol):
+    """The one key of a study (``KeyLifetime.STUDY``), which sites hand to each other."""
 
     def digest(self, context: bytes) -> Digest:
         """What holders compare to know that they hold the same key. ``context``: the manifest's digest."""
@@ -157,7 +166,8 @@ class SiteCipher(Protocol):
     def open_sum(self, chunks: Iterable[bytes], length: int, contributors: int) -> NDArray[np.float64]:
         """The sum's ``length`` values, within ``error_bound(contributors)``.
 
-        Raises FormatError for chunks of another structure or number, UnavailableError if the worker failed.
+        Raises FormatError for chunks of another structure or number, VerificationError if the suite can tell
+        that it is not the sum under this key, UnavailableError if the worker failed.
         """
 
     def close(self) -> None:
@@ -167,11 +177,67 @@ class SiteCipher(Protocol):
 class SiteSide(Protocol):
     """The half of a suite that holds keys. The coordinator never imports an implementation."""
 
-    def generate_key(self, params: SuiteParams) -> SecretKey:
+    def cipher(self, key: SecretKey, context: bytes) -> SiteCipher:
+        """Encryption and opening under ``key``.
+
+        ``context`` names the plan under which it happens (manifest and plan record, framed): public
+        randomness that all contributors must share follows from it, where the suite has any.
+        """
+
+
+class StudyKeySide(SiteSide, Protocol):
+    """What a suite with ``KeyLifetime.STUDY`` has besides."""
+
+    def generate_key(self, params: SuiteParams) -> StudyKey:
         """A fresh key. UnavailableError if the worker failed."""
 
-    def load_key(self, params: SuiteParams, content: bytes) -> SecretKey:
-        """From ``SecretKey.reveal()``'s bytes; FormatError if they are not a key of that set."""
+    def load_key(self, params: SuiteParams, content: bytes) -> StudyKey:
+        """From ``StudyKey.reveal()``'s bytes; FormatError if they are not a key of that set."""
 
-    def cipher(self, key: SecretKey) -> SiteCipher:
-        """Encryption and opening under ``key``."""
+
+class OneTimeKey(SecretKey, Protocol):
+    """The key of one attempt (``KeyLifetime.ATTEMPT``): encrypts one update, once. It is never on disk."""
+
+    def deal(self, threshold: int, members: int) -> list[bytes]:
+        """Shares of the key for the points 1 to ``members``, in order; any ``threshold`` give the key.
+
+        Calling it again gives the same shares. UsageError unless members/2 < threshold <= members.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """What answers add up to: the key of the sum, and the points whose answers do not lie with the others.
+
+    A wrong point accuses the member *or* a dealer who dealt it a wrong share: never blame automatically.
+    """
+
+    key: SecretKey
+    wrong: tuple[int, ...]
+
+
+class OneTimeKeySide(SiteSide, Protocol):
+    """What a suite with ``KeyLifetime.ATTEMPT`` has besides: keys that are shared, t of n."""
+
+    def generate_key(self, params: SuiteParams, hedge: bytes) -> OneTimeKey:
+        """A fresh key from the operating system's randomness, hedged with ``hedge``.
+
+        ``hedge``: digest of the update and everything that names this attempt, framed, so that a cloned or
+        restored machine whose randomness repeats does not use one key for two updates.
+        """
+
+    def share_bytes(self, params: SuiteParams) -> int:
+        """Size of a share, and of a sum of shares."""
+
+    def add_shares(self, params: SuiteParams, shares: Sequence[bytes]) -> bytes:
+        """A member's answer: the sum of the shares that U's dealers gave it. FormatError for bad bytes."""
+
+    def combine(
+        self, params: SuiteParams, answers: Mapping[int, bytes], threshold: int, contributors: int
+    ) -> Combined:
+        """The key of the sum from answers by point (1 to n).
+
+        Raises UnavailableError for fewer than ``threshold`` answers, FormatError for bad bytes,
+        VerificationError if no key within its bound fits enough of them. More answers than ``threshold``
+        let wrong ones be detected, and located up to half their number.
+        """

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cipherward.crypto.suites.base import SuiteParams
 from cipherward.crypto.suites.registry import PACKAGES, suite
-from cipherward.crypto.suites.site_side import site_side
+from cipherward.crypto.suites.site_side import study_key_side
 from cipherward.errors import VerificationError
 from cipherward.evaluation.bench.memory import PeakMemory
 from cipherward.evaluation.bench.records import Record
@@ -59,7 +59,7 @@ def _add_all(params: SuiteParams, uploads: Iterable[list[bytes]], length: int) -
 def measure(suite_name: str, set_name: str, length: int, sites: int, report: Report) -> None:
     """One suite, one size, one cohort. Raises VerificationError if the opened sum is wrong."""
     params = suite(suite_name).parameters(set_name)
-    side = site_side(suite_name)
+    side = study_key_side(suite_name)
     generator = np.random.default_rng(length)  # the benchmark's data, not a key
     vector = generator.normal(0, 0.05, length).clip(-params.bound, params.bound).astype(np.float32)
     plain = _plain_rates(vector, sites)
@@ -69,7 +69,7 @@ def measure(suite_name: str, set_name: str, length: int, sites: int, report: Rep
         report(Record(figure, value, unit, label, length, sites, 1, "cpu", baseline))
 
     key = side.generate_key(params)
-    with side.cipher(key) as cipher:
+    with side.cipher(key, b"") as cipher:
         upload = list(cipher.encrypt(vector))  # also starts the worker: not timed
         emit(
             "encrypt",

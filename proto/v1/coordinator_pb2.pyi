@@ -372,6 +372,65 @@ class PostReply(_message.Message):
 Global___PostReply: _TypeAlias = PostReply  # noqa: Y015
 
 @_typing.final
+class PostAnswerRequest(_message.Message):
+    """An Answer with the keys that its root names, in the order of J: each member fetches its own only."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STUDY_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    SEALED_KEYS_FIELD_NUMBER: _builtins.int
+    study: _builtins.str
+    @_builtins.property
+    def record(self) -> _common_pb2.Signed: ...
+    @_builtins.property
+    def sealed_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        study: _builtins.str = ...,
+        record: _common_pb2.Signed | None = ...,
+        sealed_keys: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["record", b"record", "sealed_keys", b"sealed_keys", "study", b"study"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PostAnswerRequest: _TypeAlias = PostAnswerRequest  # noqa: Y015
+
+@_typing.final
+class AnswerMessage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORD_FIELD_NUMBER: _builtins.int
+    SEALED_KEY_FIELD_NUMBER: _builtins.int
+    INCLUSION_FIELD_NUMBER: _builtins.int
+    sealed_key: _builtins.bytes
+    """to the caller's round key"""
+    @_builtins.property
+    def record(self) -> _common_pb2.Signed: ...
+    @_builtins.property
+    def inclusion(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """in the answer's key root, at the caller's place in J"""
+
+    def __init__(
+        self,
+        *,
+        record: _common_pb2.Signed | None = ...,
+        sealed_key: _builtins.bytes = ...,
+        inclusion: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inclusion", b"inclusion", "record", b"record", "sealed_key", b"sealed_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerMessage: _TypeAlias = AnswerMessage  # noqa: Y015
+
+@_typing.final
 class UploadHeader(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -404,16 +463,20 @@ class UploadState(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CHUNKS_STORED_FIELD_NUMBER: _builtins.int
+    SHARES_STORED_FIELD_NUMBER: _builtins.int
     chunks_stored: _builtins.int
     """durable, from index 0 without a gap: resume here"""
+    shares_stored: _builtins.int
+    """likewise, once all chunks are stored"""
     def __init__(
         self,
         *,
         chunks_stored: _builtins.int = ...,
+        shares_stored: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks_stored", b"chunks_stored"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks_stored", b"chunks_stored", "shares_stored", b"shares_stored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -438,7 +501,7 @@ class UploadMessage(_message.Message):
     def header(self) -> Global___UploadHeader: ...
     @_builtins.property
     def share(self) -> Global___ShareMessage:
-        """quorum: after the last chunk, one for each member of J"""
+        """quorum: after the last chunk, one for each member of J, in order"""
 
     def __init__(
         self,
@@ -459,39 +522,36 @@ Global___UploadMessage: _TypeAlias = UploadMessage  # noqa: Y015
 
 @_typing.final
 class ShareMessage(_message.Message):
+    """One sealed share. In an upload: its place in J and the bytes. In GetShares: the dealer's, for the caller, with
+    the commit under whose share root it stands.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
-    DEALER_FIELD_NUMBER: _builtins.int
-    ATTEMPT_FIELD_NUMBER: _builtins.int
-    RECEIVER_FIELD_NUMBER: _builtins.int
     SEALED_FIELD_NUMBER: _builtins.int
-    INCLUSION_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
-    COUNT_FIELD_NUMBER: _builtins.int
-    dealer: _builtins.str
-    attempt: _builtins.int
-    receiver: _builtins.str
+    INCLUSION_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
     sealed: _builtins.bytes
     index: _builtins.int
-    count: _builtins.int
+    """the receiver's place in J, from 0"""
     @_builtins.property
     def inclusion(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """in the dealer's share root"""
 
+    @_builtins.property
+    def commit(self) -> _common_pb2.Signed: ...
     def __init__(
         self,
         *,
-        dealer: _builtins.str = ...,
-        attempt: _builtins.int = ...,
-        receiver: _builtins.str = ...,
         sealed: _builtins.bytes = ...,
-        inclusion: _abc.Iterable[_builtins.bytes] | None = ...,
         index: _builtins.int = ...,
-        count: _builtins.int = ...,
+        inclusion: _abc.Iterable[_builtins.bytes] | None = ...,
+        commit: _common_pb2.Signed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "count", b"count", "dealer", b"dealer", "inclusion", b"inclusion", "index", b"index", "receiver", b"receiver", "sealed", b"sealed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "inclusion", b"inclusion", "index", b"index", "sealed", b"sealed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

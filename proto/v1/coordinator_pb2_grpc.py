@@ -98,13 +98,13 @@ class CoordinatorStub:
                 _registered_method=True)
         self.PostAnswer = channel.unary_unary(
                 '/cipherward.v1.Coordinator/PostAnswer',
-                request_serializer=cipherward_dot_proto_dot_v1_dot_coordinator__pb2.PostRequest.SerializeToString,
+                request_serializer=cipherward_dot_proto_dot_v1_dot_coordinator__pb2.PostAnswerRequest.SerializeToString,
                 response_deserializer=cipherward_dot_proto_dot_v1_dot_coordinator__pb2.PostReply.FromString,
                 _registered_method=True)
         self.GetAnswers = channel.unary_stream(
                 '/cipherward.v1.Coordinator/GetAnswers',
                 request_serializer=cipherward_dot_proto_dot_v1_dot_coordinator__pb2.GetRecordRequest.SerializeToString,
-                response_deserializer=cipherward_dot_proto_dot_v1_dot_common__pb2.Signed.FromString,
+                response_deserializer=cipherward_dot_proto_dot_v1_dot_coordinator__pb2.AnswerMessage.FromString,
                 _registered_method=True)
         self.GetSum = channel.unary_stream(
                 '/cipherward.v1.Coordinator/GetSum',
@@ -406,13 +406,13 @@ def add_CoordinatorServicer_to_server(servicer, server):
             ),
             'PostAnswer': grpc.unary_unary_rpc_method_handler(
                     servicer.PostAnswer,
-                    request_deserializer=cipherward_dot_proto_dot_v1_dot_coordinator__pb2.PostRequest.FromString,
+                    request_deserializer=cipherward_dot_proto_dot_v1_dot_coordinator__pb2.PostAnswerRequest.FromString,
                     response_serializer=cipherward_dot_proto_dot_v1_dot_coordinator__pb2.PostReply.SerializeToString,
             ),
             'GetAnswers': grpc.unary_stream_rpc_method_handler(
                     servicer.GetAnswers,
                     request_deserializer=cipherward_dot_proto_dot_v1_dot_coordinator__pb2.GetRecordRequest.FromString,
-                    response_serializer=cipherward_dot_proto_dot_v1_dot_common__pb2.Signed.SerializeToString,
+                    response_serializer=cipherward_dot_proto_dot_v1_dot_coordinator__pb2.AnswerMessage.SerializeToString,
             ),
             'GetSum': grpc.unary_stream_rpc_method_handler(
                     servicer.GetSum,
@@ -829,7 +829,7 @@ class Coordinator:
             request,
             target,
             '/cipherward.v1.Coordinator/PostAnswer',
-            cipherward_dot_proto_dot_v1_dot_coordinator__pb2.PostRequest.SerializeToString,
+            cipherward_dot_proto_dot_v1_dot_coordinator__pb2.PostAnswerRequest.SerializeToString,
             cipherward_dot_proto_dot_v1_dot_coordinator__pb2.PostReply.FromString,
             options,
             channel_credentials,
@@ -857,7 +857,7 @@ class Coordinator:
             target,
             '/cipherward.v1.Coordinator/GetAnswers',
             cipherward_dot_proto_dot_v1_dot_coordinator__pb2.GetRecordRequest.SerializeToString,
-            cipherward_dot_proto_dot_v1_dot_common__pb2.Signed.FromString,
+            cipherward_dot_proto_dot_v1_dot_coordinator__pb2.AnswerMessage.FromString,
             options,
             channel_credentials,
             insecure,

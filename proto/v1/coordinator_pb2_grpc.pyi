@@ -47,8 +47,8 @@ class CoordinatorStub:
     PostCommit: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.PostRequest, _coordinator_pb2.PostReply]
     GetShares: _grpc.UnaryStreamMultiCallable[_coordinator_pb2.GetRecordRequest, _coordinator_pb2.ShareMessage]
     PostAcknowledgement: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.PostRequest, _coordinator_pb2.PostReply]
-    PostAnswer: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.PostRequest, _coordinator_pb2.PostReply]
-    GetAnswers: _grpc.UnaryStreamMultiCallable[_coordinator_pb2.GetRecordRequest, _common_pb2.Signed]
+    PostAnswer: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.PostAnswerRequest, _coordinator_pb2.PostReply]
+    GetAnswers: _grpc.UnaryStreamMultiCallable[_coordinator_pb2.GetRecordRequest, _coordinator_pb2.AnswerMessage]
     GetSum: _grpc.UnaryStreamMultiCallable[_coordinator_pb2.GetSumRequest, _coordinator_pb2.DataChunk]
     GetUpdateChunks: _grpc.UnaryStreamMultiCallable[_coordinator_pb2.GetUpdateChunksRequest, _coordinator_pb2.DataChunk]
     PostSumCheck: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.PostRequest, _coordinator_pb2.PostReply]
@@ -81,8 +81,8 @@ class CoordinatorAsyncStub(CoordinatorStub):
     PostCommit: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.PostRequest, _coordinator_pb2.PostReply]  # type: ignore[assignment]
     GetShares: _aio.UnaryStreamMultiCallable[_coordinator_pb2.GetRecordRequest, _coordinator_pb2.ShareMessage]  # type: ignore[assignment]
     PostAcknowledgement: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.PostRequest, _coordinator_pb2.PostReply]  # type: ignore[assignment]
-    PostAnswer: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.PostRequest, _coordinator_pb2.PostReply]  # type: ignore[assignment]
-    GetAnswers: _aio.UnaryStreamMultiCallable[_coordinator_pb2.GetRecordRequest, _common_pb2.Signed]  # type: ignore[assignment]
+    PostAnswer: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.PostAnswerRequest, _coordinator_pb2.PostReply]  # type: ignore[assignment]
+    GetAnswers: _aio.UnaryStreamMultiCallable[_coordinator_pb2.GetRecordRequest, _coordinator_pb2.AnswerMessage]  # type: ignore[assignment]
     GetSum: _aio.UnaryStreamMultiCallable[_coordinator_pb2.GetSumRequest, _coordinator_pb2.DataChunk]  # type: ignore[assignment]
     GetUpdateChunks: _aio.UnaryStreamMultiCallable[_coordinator_pb2.GetUpdateChunksRequest, _coordinator_pb2.DataChunk]  # type: ignore[assignment]
     PostSumCheck: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.PostRequest, _coordinator_pb2.PostReply]  # type: ignore[assignment]
@@ -188,7 +188,7 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def PostAnswer(
         self,
-        request: _coordinator_pb2.PostRequest,
+        request: _coordinator_pb2.PostAnswerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.PostReply, _abc.Awaitable[_coordinator_pb2.PostReply]]: ...
 
@@ -197,7 +197,7 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _coordinator_pb2.GetRecordRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_common_pb2.Signed], _abc.AsyncIterator[_common_pb2.Signed]]: ...
+    ) -> _typing.Union[_abc.Iterator[_coordinator_pb2.AnswerMessage], _abc.AsyncIterator[_coordinator_pb2.AnswerMessage]]: ...
 
     @_abc_1.abstractmethod
     def GetSum(

@@ -356,7 +356,9 @@ Global___AbortRecord: _TypeAlias = AbortRecord  # noqa: Y015
 
 @_typing.final
 class Answer(_message.Message):
-    """Step 6, quorum: one share vector, encrypted once, its key sealed to every member's round key."""
+    """Step 6, quorum: the sum of the shares that U dealt to this member, encrypted once (AES-256-GCM); the key is
+    sealed to every member's round key, so that a member fetches the vector once and its own sealed key.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -366,17 +368,15 @@ class Answer(_message.Message):
     ROUND_FIELD_NUMBER: _builtins.int
     SITE_FIELD_NUMBER: _builtins.int
     ENCRYPTED_VECTOR_FIELD_NUMBER: _builtins.int
-    SEALED_KEYS_FIELD_NUMBER: _builtins.int
+    KEY_ROOT_FIELD_NUMBER: _builtins.int
     manifest_digest: _builtins.bytes
     plan_digest: _builtins.bytes
     close_digest: _builtins.bytes
     round: _builtins.int
     site: _builtins.str
     encrypted_vector: _builtins.bytes
-    @_builtins.property
-    def sealed_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """in the order of J"""
-
+    key_root: _builtins.bytes
+    """RFC 9162 root over leaf hashes of the sealed keys, in the order of J"""
     def __init__(
         self,
         *,
@@ -386,11 +386,11 @@ class Answer(_message.Message):
         round: _builtins.int = ...,
         site: _builtins.str = ...,
         encrypted_vector: _builtins.bytes = ...,
-        sealed_keys: _abc.Iterable[_builtins.bytes] | None = ...,
+        key_root: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["close_digest", b"close_digest", "encrypted_vector", b"encrypted_vector", "manifest_digest", b"manifest_digest", "plan_digest", b"plan_digest", "round", b"round", "sealed_keys", b"sealed_keys", "site", b"site"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close_digest", b"close_digest", "encrypted_vector", b"encrypted_vector", "key_root", b"key_root", "manifest_digest", b"manifest_digest", "plan_digest", b"plan_digest", "round", b"round", "site", b"site"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -398,7 +398,7 @@ Global___Answer: _TypeAlias = Answer  # noqa: Y015
 
 @_typing.final
 class SumCheck(_message.Message):
-    """Step 7, collective verification: chunks this site added up itself."""
+    """Step 7, collective verification: chunks this site added up itself. A later one of the same site replaces it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

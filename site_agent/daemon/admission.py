@@ -8,7 +8,6 @@ import numpy as np
 
 from cipherward.crypto.manifest import require_member, verify_manifest, verify_successor
 from cipherward.crypto.records import StudyTrust
-from cipherward.crypto.suites import registry
 from cipherward.crypto.transcript import model_digest
 from cipherward.errors import VerificationError
 from cipherward.proto.v1.common_pb2 import Signed
@@ -77,7 +76,7 @@ def _versions(site: Site, client: CoordinatorClient, study: str) -> list[tuple[S
 
 def _check_library(trust: StudyTrust) -> None:
     suite = trust.manifest.suite
-    installed = registry.suite(suite.name).parameters(suite.parameters, suite.bound or None).library
+    installed = trust.params.library
     if installed != suite.library:
         raise VerificationError(
             f"study {trust.manifest.study} needs {suite.library[:80]}, installed here is {installed}",

@@ -8,8 +8,8 @@ import threading
 from pathlib import Path
 
 from cipherward.crypto.records import StudyTrust
-from cipherward.crypto.suites.base import KeyLifetime, SecretKey
-from cipherward.crypto.suites.site_side import site_side
+from cipherward.crypto.suites.base import KeyLifetime, StudyKey
+from cipherward.crypto.suites.site_side import study_key_side
 from cipherward.durable import read_secret, write_secret
 from cipherward.errors import UnavailableError, VerificationError
 from cipherward.proto.v1.round_pb2 import RelayItem
@@ -32,7 +32,7 @@ class SharedKeys:
         """The file of that version's key."""
         return self._study.site.folder.shared_keys / f"{trust.digest.hex()}.key"
 
-    def get(self, trust: StudyTrust) -> SecretKey:
+    def get(self, trust: StudyTrust) -> StudyKey:
         """The key: from disk, else made here (by its maker), else fetched from the relay.
 
         It is on disk before it is returned. Raises UnavailableError while the maker has not sent it.
@@ -44,11 +44,11 @@ class SharedKeys:
                 write_secret(self.path(trust), content)
             return self._load(trust, read_secret(self.path(trust)))
 
-    def _load(self, trust: StudyTrust, content: bytes) -> SecretKey:
-        return site_side(trust.manifest.suite.name).load_key(self._study.params(trust), content)
+    def _load(self, trust: StudyTrust, content: bytes) -> StudyKey:
+        return study_key_side(trust.manifest.suite.name).load_key(trust.params, content)
 
     def _make(self, trust: StudyTrust) -> bytes:
-        key = site_side(trust.manifest.suite.name).generate_key(self._study.params(trust))
+        key = study_key_side(trust.manifest.suite.name).generate_key(trust.params)
         self._study.log.info("made the shared key", version=trust.manifest.version)
         return key.reveal()
 

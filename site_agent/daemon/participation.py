@@ -90,7 +90,7 @@ class Participation:
         refuse_not_finite(outcome.update, "the update")
         scaled = outcome.update * np.float32(upload_scale(manifest, site.name))
         trust = study.trust(round_number)
-        vector = build(study.layout(trust), scaled, outcome.metrics, study.params(trust).bound)
+        vector = build(study.layout(trust), scaled, outcome.metrics, trust.params.bound)
         digest = study.outbox(round_number).put_update(vector)
         study.journal.write(round_number, update_digest=digest)
         study.log.info("trained", round=round_number, seconds=round(outcome.seconds, 1))
@@ -117,7 +117,7 @@ class Participation:
                     round=round_number,
                     site=site.name,
                     shared_key_digest=self._keys.get(trust).digest(trust.digest),
-                    library=study.params(trust).library,
+                    library=trust.params.library,
                 ),
             )
             study.journal.write(round_number, join_record=signed.SerializeToString(deterministic=True))

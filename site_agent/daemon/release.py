@@ -144,7 +144,7 @@ class Release:
             study.mark_lost(round_number)
 
     def _open(self, round_number: int, trust: StudyTrust, closed: Closed) -> OpenedSum:
-        layout, params = self._study.layout(trust), self._study.params(trust)
+        layout, params = self._study.layout(trust), trust.params
         contributors = len(closed.cohort)
         if closed.record.sum_chunk_count != params.chunk_count(layout.length):
             raise FormatError("the sum has another number of chunks than a model of this size")
@@ -154,7 +154,7 @@ class Release:
             raise VerificationError("the sum is not the one that the close record names")
         for index, chunk in enumerate(chunks):
             params.check_sum_chunk(chunk, index, layout.length)
-        with site_side(trust.manifest.suite.name).cipher(self._keys.get(trust)) as cipher:
+        with site_side(trust.manifest.suite.name).cipher(self._keys.get(trust), b"") as cipher:
             vector: NDArray[np.float64] = cipher.open_sum(chunks, layout.length, contributors)
         if not np.isfinite(vector).all():
             raise VerificationError("the opened sum is not finite")
@@ -163,7 +163,7 @@ class Release:
     def _chunks(self, round_number: int, closed: Closed) -> Iterator[bytes]:
         """The sum's chunks, resumed where a stream breaks off."""
         layout = self._study.layout(self._study.trust(round_number))
-        params = self._study.params(self._study.trust(round_number))
+        params = self._study.trust(round_number).params
         index, stalled = 0, 0
         while index < closed.record.sum_chunk_count:
             before = index

@@ -21,8 +21,6 @@ from cipherward.crypto.records import (
     verify_round_record,
 )
 from cipherward.crypto.signing import record_digest, verify
-from cipherward.crypto.suites import registry
-from cipherward.crypto.suites.base import SuiteParams
 from cipherward.crypto.suites.payload import Layout
 from cipherward.crypto.transcript import transcript_next
 from cipherward.errors import ConflictError, ProtocolError, UnavailableError, UsageError, VerificationError
@@ -87,11 +85,6 @@ class Study:
     def trust(self, round_number: int) -> StudyTrust:
         """The manifest in force in that round."""
         return self.versions().in_force(round_number)
-
-    def params(self, trust: StudyTrust) -> SuiteParams:
-        """The suite's parameter set, at the study's bound."""
-        suite = trust.manifest.suite
-        return registry.suite(suite.name).parameters(suite.parameters, suite.bound or None)
 
     def layout(self, trust: StudyTrust) -> Layout:
         """Sizes of an update."""

@@ -92,7 +92,7 @@ class Upload:
                     return entry.attempt, stored
         attempt = study.journal.next_attempt(round_number)
         vector = outbox.update(entry.update_digest or b"")
-        with site_side(trust.manifest.suite.name).cipher(self._keys.get(trust)) as cipher:
+        with site_side(trust.manifest.suite.name).cipher(self._keys.get(trust), b"") as cipher:
             leaves: list[bytes] = list(outbox.put_chunks(attempt, cipher.encrypt(vector)))
         study.journal.write(round_number, chunk_count=len(leaves), ciphertext_root=merkle.root(leaves))
         return attempt, leaves

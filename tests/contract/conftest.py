@@ -344,7 +344,7 @@ def cipher() -> Iterator[Any]:
     """Real CKKS: encrypts vectors into chunks, and opens sums."""
     params = suite("shared-key").parameters(SET, BOUND)
     side = site_side("shared-key")
-    with side.cipher(side.generate_key(params)) as opened:
+    with side.cipher(side.generate_key(params), b"") as opened:
         yield SimpleNamespace(params=params, encrypt=opened.encrypt, open_sum=opened.open_sum)
 
 

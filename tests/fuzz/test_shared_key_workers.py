@@ -26,7 +26,7 @@ FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChe
 @pytest.fixture(scope="module")
 def world():
     key = SITE.generate_key(P)
-    with SITE.cipher(key) as cipher, SUITE.chunk_adder(P) as adder:
+    with SITE.cipher(key, b"") as cipher, SUITE.chunk_adder(P) as adder:
         uploads = [next(cipher.encrypt(np.full(LENGTH, float(i)))) for i in range(3)]
         yield key, cipher, adder, uploads, adder.add(uploads, 0, LENGTH)
 

@@ -24,7 +24,7 @@ SUITE, SITE = suite("shared-key"), site_side("shared-key")
 def world(request):
     params = request.param
     key = SITE.generate_key(params)
-    with SITE.cipher(key) as cipher, SUITE.chunk_adder(params) as adder:
+    with SITE.cipher(key, b"") as cipher, SUITE.chunk_adder(params) as adder:
         yield params, key, cipher, adder
 
 
@@ -153,7 +153,7 @@ def test_tenseal_vectors_as_nvidia_flare_sends_them_both_ways():
     params, context = FLARE_8192, tenseal_context()
     files, length = SealContext(params).format, 4096
     values = np.random.default_rng(7).uniform(-1, 1, length)
-    with SITE.cipher(our_key_from(context)) as cipher, SUITE.chunk_adder(params) as adder:
+    with SITE.cipher(our_key_from(context), b"") as cipher, SUITE.chunk_adder(params) as adder:
         vector = dict(fields(ts.ckks_vector(context, values.tolist()).serialize()))
         theirs = pack_sum(params, [Sum(*files.read_full(vector[2]))], 0)
         assert np.abs(cipher.open_sum([theirs], length, 1) - values).max() <= params.error_bound(1)

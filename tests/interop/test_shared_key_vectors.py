@@ -30,7 +30,7 @@ def test_the_key_opens_the_sum():
     key = SITE.load_key(P, FILES["key.bin"])
     known = VECTORS["key_digest"]
     assert key.digest(bytes.fromhex(known["context"])).hex() == known["digest"]
-    with SITE.cipher(key) as cipher:
+    with SITE.cipher(key, b"") as cipher:
         opened = cipher.open_sum([FILES["sum.bin"]], LENGTH, VECTORS["contributors"])
     assert np.abs(opened - EXPECTED).max() <= P.error_bound(2)
     # SEAL and the arithmetic below agree far below the noise: the same polynomial, evaluated.

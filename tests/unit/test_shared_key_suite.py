@@ -29,14 +29,14 @@ P = SEAL_4096_48
 def world(request):
     params = request.param
     key = SITE.generate_key(params)
-    with SITE.cipher(key) as cipher, SUITE.chunk_adder(params) as adder:
+    with SITE.cipher(key, b"") as cipher, SUITE.chunk_adder(params) as adder:
         yield params, key, cipher, adder
 
 
 @pytest.fixture(scope="module")
 def small():
     key = SITE.generate_key(P)
-    with SITE.cipher(key) as cipher, SUITE.chunk_adder(P) as adder:
+    with SITE.cipher(key, b"") as cipher, SUITE.chunk_adder(P) as adder:
         yield key, cipher, adder
 
 
@@ -148,7 +148,7 @@ def test_bad_vectors_are_refused_at_the_call(small, vector, error, match):
 
 def test_the_studys_own_bound_is_kept(small):
     key = SITE.load_key(P.with_bound(2), small[0].reveal())
-    with SITE.cipher(key) as cipher, pytest.raises(LimitError, match="bound 2"):
+    with SITE.cipher(key, b"") as cipher, pytest.raises(LimitError, match="bound 2"):
         cipher.encrypt(np.array([2.5]))
 
 
@@ -309,7 +309,7 @@ def test_bytes_that_are_no_key_are_refused(small):
 def test_another_key_opens_nothing(small):
     _, cipher, adder = small
     total = [adder.add(cipher.encrypt(np.zeros(8)), 0, 8)]
-    with SITE.cipher(SITE.generate_key(P)) as stranger:
+    with SITE.cipher(SITE.generate_key(P), b"") as stranger:
         assert np.abs(stranger.open_sum(total, 8, 1)).min() > 1
 
 

@@ -97,7 +97,7 @@ class PlainSuite:
     key_lifetime = KeyLifetime.STUDY
     parameter_sets: Mapping[str, SuiteParams] = {"float32": PlainParams()}
 
-    def parameters(self, name: str, bound: float | None = None) -> SuiteParams:
+    def parameters(self, name: str, bound: float | None = None, sites: int | None = None) -> SuiteParams:
         """The one set."""
         if name not in self.parameter_sets:
             raise UsageError(f"there is no parameter set {name!r}")

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cipherward.crypto.labels import Label, digest
-from cipherward.crypto.suites.base import SecretKey, SiteCipher, SuiteParams
+from cipherward.crypto.suites.base import SecretKey, SiteCipher, StudyKey, SuiteParams
 from cipherward.evaluation.bench.plain.public import VALUES
 from cipherward.ids import Digest
 
 
 @dataclass(frozen=True)
 class PlainKey:
-    """See ``SecretKey``."""
+    """See ``StudyKey``."""
 
     params: SuiteParams
 
@@ -59,17 +59,17 @@ class PlainCipher:
 
 
 class PlainSite:
-    """See ``SiteSide``."""
+    """See ``StudyKeySide``."""
 
-    def generate_key(self, params: SuiteParams) -> SecretKey:
+    def generate_key(self, params: SuiteParams) -> StudyKey:
         """The key that is none."""
         return PlainKey(params)
 
-    def load_key(self, params: SuiteParams, content: bytes) -> SecretKey:
+    def load_key(self, params: SuiteParams, content: bytes) -> StudyKey:
         """The key that is none."""
         return PlainKey(params)
 
-    def cipher(self, key: SecretKey) -> SiteCipher:
+    def cipher(self, key: SecretKey, context: bytes) -> SiteCipher:
         """Does not encrypt."""
         return PlainCipher(key)
 

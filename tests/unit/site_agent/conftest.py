@@ -323,7 +323,7 @@ class World:
         vector = build(
             Layout(PARAMETERS, 3), np.full(PARAMETERS, value, np.float32), [0.5, 0.5, 1.0], self.params.bound
         )
-        with site_side("shared-key").cipher(agent.keys.get(self.trust)) as cipher:
+        with site_side("shared-key").cipher(agent.keys.get(self.trust), b"") as cipher:
             chunks = list(cipher.encrypt(vector))
         return chunks, self.commit_of(number, name, chunks)
 

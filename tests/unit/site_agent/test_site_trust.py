@@ -677,9 +677,9 @@ def test_a_key_that_is_not_the_makers_is_refused(world):
     agent = world.admit()
     with pytest.raises(UnavailableError, match="beta makes"):
         agent.keys.get(world.trust)
-    from cipherward.crypto.suites.site_side import site_side
+    from cipherward.crypto.suites.site_side import study_key_side
 
-    key = site_side("shared-key").generate_key(world.params)
+    key = study_key_side("shared-key").generate_key(world.params)
 
     def item(sender, digest):
         member = world.members[sender]
