@@ -18,9 +18,9 @@ STRATEGIES = frozenset({"fedavg"})
 MAX_ROUNDS = 100_000
 MAX_STEPS = 1_000_000
 MAX_DEADLINE = 30 * 86_400
+"""Seconds."""
 SMALLEST, LARGEST = 1e-6, 1e9
 """Of every constant that must be positive."""
-"""Seconds."""
 
 
 def check_manifest(manifest: Manifest) -> None:
@@ -177,7 +177,7 @@ def _check_quorum(n: int, k: int, t: int, c: int) -> None:
     """Rule 4 of the quorum suite, for the largest J that there can be."""
     least = least_threshold(n)
     _need(least <= t <= n, f"the threshold t is {t}", f"with {n} sites it must be {least} to {n}")
-    most = min(2 * t - n - 1, n - 2)
+    most = colluders_withstood(t, n)
     _need(
         0 <= c <= most,
         f"the study is to withstand c = {c} colluding sites",
@@ -193,6 +193,17 @@ def _check_quorum(n: int, k: int, t: int, c: int) -> None:
 def least_threshold(n: int) -> int:
     """The quorum suite's smallest threshold for ``n`` sites; more than n/2 always."""
     return 2 * n // 3 + 1
+
+
+def effective_threshold(threshold: int, joined: int) -> int:
+    """t of a round that n = ``joined`` sites joined: the manifest's, and always more than two thirds of n."""
+    return max(threshold, least_threshold(joined))
+
+
+def colluders_withstood(threshold: int, joined: int) -> int:
+    """How many active colluders cannot have two sets opened in one round, for n = ``joined`` and t
+    (quorum suite, rule 4)."""
+    return min(2 * threshold - joined - 1, joined - 2)
 
 
 def _check_suite(manifest: Manifest) -> None:

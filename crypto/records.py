@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from cipherward.crypto.labels import Label
+from cipherward.crypto.manifest_rules import colluders_withstood, effective_threshold
+from cipherward.crypto.seal_sizes import PUBLIC_BYTES
 from cipherward.crypto.signing import record_digest, verify
 from cipherward.crypto.suites.base import KeyLifetime, SuiteParams
 from cipherward.crypto.suites.registry import suite as find_suite
@@ -117,7 +119,11 @@ def verify_join(
         _need(len(join.shared_key_digest) == DIGEST_BYTES, f"{site} joined without the shared key's digest")
         _need(not join.round_key, "a join of the shared-key suite carries a round key")
     else:
-        _need(bool(join.round_key), f"{site} joined without a round key")
+        _need(
+            len(join.round_key) == PUBLIC_BYTES,
+            f"{site} joined with a round key of {len(join.round_key)} bytes",
+            f"it must have {PUBLIC_BYTES}",
+        )
         _need(not join.shared_key_digest, "a join carries a shared key's digest outside the shared-key suite")
     return join
 
@@ -130,6 +136,18 @@ class Plan:
     round_record_digest: bytes
     round: int
     joins: Mapping[str, Join]
+    threshold: int
+    """Quorum: t, how many of J open a sum. 0 in the shared-key suite."""
+
+    @cached_property
+    def members(self) -> tuple[str, ...]:
+        """J, in order. The member at place j, from 0, has the point x = j + 1."""
+        return tuple(self.joins)
+
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """The place of each member in J, from 0."""
+        return {name: place for place, name in enumerate(self.joins)}
 
 
 def verify_plan(signed: Signed, trust: StudyTrust, round_record_digest: bytes, round_number: int) -> Plan:
@@ -161,7 +179,23 @@ def verify_plan(signed: Signed, trust: StudyTrust, round_record_digest: bytes, r
     )
     round_keys = [join.round_key for join in joins.values() if join.round_key]
     _need(len(set(round_keys)) == len(round_keys), "two sites of a plan have the same round key")
-    return Plan(record_digest(Label.PLAN_RECORD, signed), round_record_digest, round_number, joins)
+    threshold = 0
+    if trust.key_lifetime is KeyLifetime.ATTEMPT:
+        threshold = _check_quorum_of(trust, len(joins))
+    return Plan(record_digest(Label.PLAN_RECORD, signed), round_record_digest, round_number, joins, threshold)
+
+
+def _check_quorum_of(trust: StudyTrust, joined: int) -> int:
+    """t of a round that ``joined`` sites joined. The manifest's rules imply that it is sound; it is checked
+    again where it is relied on (quorum suite, rule 4)."""
+    threshold = effective_threshold(trust.manifest.threshold, joined)
+    _need(threshold <= joined, f"{joined} sites joined", f"the threshold is {threshold}")
+    _need(
+        trust.manifest.colluders <= colluders_withstood(threshold, joined),
+        f"{joined} sites joined",
+        f"with threshold {threshold} they do not withstand {trust.manifest.colluders} colluding sites",
+    )
+    return threshold
 
 
 def verify_commit(signed: Signed, trust: StudyTrust, plan: Plan, site: str) -> Commit:
@@ -207,6 +241,11 @@ def verify_close(signed: Signed, trust: StudyTrust, plan: Plan, previous_transcr
         len(record.contributions) >= trust.manifest.minimum_cohort,
         f"a close record sums {len(record.contributions)} updates",
         f"the study's minimum cohort is {trust.manifest.minimum_cohort}",
+    )
+    _need(
+        len(record.contributions) >= plan.threshold,
+        f"a close record sums {len(record.contributions)} updates",
+        f"the round's threshold is {plan.threshold}",
     )
     _need(len(lengths) == 1, "the updates of a close record differ in length")
     _need(

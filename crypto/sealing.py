@@ -20,13 +20,12 @@ from cryptography.hazmat.primitives.hpke import (
     Suite,
 )
 
+from cipherward.crypto import seal_sizes
 from cipherward.crypto.labels import Label, framed
 from cipherward.errors import FormatError, VerificationError
 
-PUBLIC_BYTES = 1184 + 32
+PUBLIC_BYTES, OVERHEAD = seal_sizes.PUBLIC_BYTES, seal_sizes.OVERHEAD
 SECRET_BYTES = 64 + 32
-OVERHEAD = 1088 + 32 + 16
-"""Bytes that a seal adds: the KEM's ciphertext and the AEAD's tag."""
 
 _SUITE = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 

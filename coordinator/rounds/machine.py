@@ -33,8 +33,9 @@ from cipherward.coordinator.rounds.events import (
     Ticked,
     VersionAdded,
 )
-from cipherward.coordinator.rounds.quorum import contributors_after_acknowledgements, effective_threshold
+from cipherward.coordinator.rounds.quorum import contributors_after_acknowledgements
 from cipherward.coordinator.rounds.state import Committed, Joining, Life, Phase, Rules, State, StudyRules
+from cipherward.crypto.manifest_rules import effective_threshold
 from cipherward.crypto.records import agreement_needed
 from cipherward.errors import ConflictError, LateError, ProtocolError
 
@@ -274,7 +275,7 @@ def _advance(rules: StudyRules, state: State, now: float) -> Step:
             waiting = [s for s in state.plan if s not in state.answers and s not in state.revoked]
             if waiting and spent < rule.unseal:
                 return state, ()
-            needed = effective_threshold(rule, len(state.plan))
+            needed = effective_threshold(rule.threshold, len(state.plan))
             if len(state.answers) < needed:
                 return _abort_round(
                     rules, state, now, f"only {len(state.answers)} sites answered, {needed} are needed"

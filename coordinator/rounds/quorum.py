@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from cipherward.coordinator.rounds.state import Rules, State
-
-
-def effective_threshold(rule: Rules, joined: int) -> int:
-    """t for n = ``joined``: the manifest's, and always more than two thirds of n."""
-    return max(rule.threshold, 2 * joined // 3 + 1)
+from cipherward.crypto.manifest_rules import effective_threshold
 
 
 def contributors_after_acknowledgements(rule: Rules, state: State) -> tuple[str, ...]:
@@ -19,7 +15,7 @@ def contributors_after_acknowledgements(rule: Rules, state: State) -> tuple[str,
     about go first; a dealer that few complain about stays, and those members count as dropouts.
     """
     chosen = [site for site in state.plan if site in state.commits]
-    needed = effective_threshold(rule, len(state.plan))
+    needed = effective_threshold(rule.threshold, len(state.plan))
     while chosen:
         able = sum(not bad.intersection(chosen) for bad in state.acknowledgements.values())
         complaints = Counter(

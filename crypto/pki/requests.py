@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from cipherward.crypto import seal_sizes
 from cipherward.crypto.labels import Label, digest
 from cipherward.crypto.pki.tls import check_hosts, key_digest, make_csr, read_csr
 from cipherward.crypto.signing import KEY_BYTES, SigningKey, parse, verify
@@ -17,7 +18,7 @@ from cipherward.proto.v1 import identity_pb2
 from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.identity_pb2 import MemberRequest
 
-SEALING_KEY_BYTES = 1184 + 32
+SEALING_KEY_BYTES = seal_sizes.PUBLIC_BYTES
 """ML-KEM-768 || X25519. Only the length is checked here: ``crypto.sealing`` checks the rest, and the
 coordinator does not import that."""
 

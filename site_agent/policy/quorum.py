@@ -5,10 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-
-def effective_threshold(threshold: int, joined: int) -> int:
-    """t when n sites joined: the manifest's, and always more than two thirds of n."""
-    return max(threshold, 2 * joined // 3 + 1)
+from cipherward.crypto.manifest_rules import effective_threshold
 
 
 def violations(cohort: int, threshold: int, colluders: int, sites: int) -> Iterator[tuple[str, str]]:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cipherward.clock import ManualClock
+from cipherward.crypto.manifest_rules import effective_threshold
 from cipherward.database import make_engine
 from cipherward.errors import BudgetError, EnvironmentProblem, PolicyError, UsageError
 from cipherward.ids import Digest
@@ -32,7 +33,7 @@ from cipherward.site_agent.policy import (
     require,
     write_default,
 )
-from cipherward.site_agent.policy.quorum import effective_threshold, violations
+from cipherward.site_agent.policy.quorum import violations
 from cipherward.site_agent.policy.template import TEMPLATE
 from cipherward.site_agent.state.metadata import metadata
 
