@@ -447,7 +447,7 @@ def test_products_are_exact_at_their_limits() -> None:
     worst = np.full((2, decoding.MAX_TERMS), PRIME - 1, dtype=np.uint64)
     assert set(decoding.product(worst, worst.T).ravel().tolist()) == {decoding.MAX_TERMS}
     low = np.full((1, decoding.MAX_TERMS), PRIME - 2048, dtype=np.uint64)  # the lowest limb is full, too
-    assert set(decoding.product(low, worst.T).ravel().tolist()) == {2047 * decoding.MAX_TERMS}
+    assert set(decoding.product(low, worst.T).ravel().tolist()) == {2048 * decoding.MAX_TERMS}
     rng = np.random.default_rng(11)
     left, right = (
         rng.integers(0, PRIME, (129, 7), dtype=np.uint64),
