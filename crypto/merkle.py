@@ -7,7 +7,7 @@ import hmac
 from collections.abc import Sequence
 
 from cipherward.errors import VerificationError
-from cipherward.ids import Digest
+from cipherward.ids import DIGEST_BYTES, Digest
 
 EMPTY_ROOT = Digest(hashlib.sha256(b"").digest())
 
@@ -39,6 +39,49 @@ def root(leaves: Sequence[bytes]) -> Digest:
         pairs = [node_hash(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
         level = pairs + ([level[-1]] if len(level) % 2 else [])
     return level[0]
+
+
+class Tree:
+    """The tree over leaf hashes, all its levels packed: for many proofs under one root. 64 bytes a leaf."""
+
+    __slots__ = ("_levels",)
+
+    def __init__(self, leaves: Sequence[bytes]) -> None:
+        """``leaves`` are hashes of 32 bytes, at least one."""
+        level = b"".join(leaves)
+        self._levels = [level]
+        while len(level) > DIGEST_BYTES:
+            step, whole = 2 * DIGEST_BYTES, len(level) // (2 * DIGEST_BYTES) * 2 * DIGEST_BYTES
+            pairs = (hashlib.sha256(b"\x01" + level[at : at + step]).digest() for at in range(0, whole, step))
+            level = b"".join(pairs) + level[whole:]
+            self._levels.append(level)
+
+    @property
+    def count(self) -> int:
+        """Leaves."""
+        return len(self._levels[0]) // DIGEST_BYTES
+
+    @property
+    def size(self) -> int:
+        """Bytes that the levels take."""
+        return sum(map(len, self._levels))
+
+    @property
+    def root(self) -> Digest:
+        """As ``root`` gives it."""
+        return Digest(self._levels[-1])
+
+    def prove(self, index: int) -> list[Digest]:
+        """As ``prove`` gives it."""
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        path = []
+        for level in self._levels[:-1]:
+            at = (index ^ 1) * DIGEST_BYTES
+            if at < len(level):  # else the last node of an odd level, which moves up unchanged
+                path.append(Digest(level[at : at + DIGEST_BYTES]))
+            index >>= 1
+        return path
 
 
 def prove(leaves: Sequence[bytes], index: int) -> list[Digest]:

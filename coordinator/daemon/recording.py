@@ -11,6 +11,7 @@ from cipherward.coordinator.daemon.view import StudyView, sum_set, update_prefix
 from cipherward.coordinator.rounds.effects import (
     Discard,
     Effect,
+    NoteUnopened,
     SignAbort,
     SignClose,
     SignPlan,
@@ -63,6 +64,8 @@ class Recorder:
                     view = self._sign_close(t, view, effect)
                 case SignAbort():
                     view = self._sign_abort(t, view, effect)
+                case NoteUnopened():
+                    t.studies.abort_round(view.name, effect.round, effect.reason)
                 case StartSum():
                     after.sums.append(effect)
                 case Discard():

@@ -25,6 +25,7 @@ def encode(state: State) -> str:
             "plan": list(state.plan),
             "commits": {site: [item.attempt, item.record.hex()] for site, item in state.commits.items()},
             "acknowledgements": {site: sorted(bad) for site, bad in state.acknowledgements.items()},
+            "enough_since": state.enough_since,
             "contributors": list(state.contributors),
             "answers": {site: record.hex() for site, record in state.answers.items()},
             "reports": {site: model.hex() for site, model in state.reports.items()},
@@ -56,6 +57,7 @@ def decode(text: str) -> State:
             for site, (attempt, record) in raw["commits"].items()
         },
         acknowledgements={site: frozenset(bad) for site, bad in raw["acknowledgements"].items()},
+        enough_since=raw["enough_since"],
         contributors=tuple(raw["contributors"]),
         answers={site: bytes.fromhex(record) for site, record in raw["answers"].items()},
         reports={site: bytes.fromhex(model) for site, model in raw["reports"].items()},

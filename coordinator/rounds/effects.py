@@ -52,10 +52,19 @@ class SignAbort:
 
 
 @dataclass(frozen=True, slots=True)
+class NoteUnopened:
+    """Quorum: the round has a close record, and no model came of it. The next one begins from the old model,
+    as its round record says; reports say why."""
+
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Discard:
     """Nothing of the round's uploads is needed any more."""
 
     round: int
 
 
-Effect = SignRound | SignPlan | StartSum | SignClose | SignAbort | Discard
+Effect = SignRound | SignPlan | StartSum | SignClose | SignAbort | NoteUnopened | Discard

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from cipherward.coordinator.rounds import quorum
 from cipherward.coordinator.rounds.effects import (
     Discard,
     Effect,
+    NoteUnopened,
     SignAbort,
     SignClose,
     SignPlan,
@@ -33,7 +35,6 @@ from cipherward.coordinator.rounds.events import (
     Ticked,
     VersionAdded,
 )
-from cipherward.coordinator.rounds.quorum import contributors_after_acknowledgements
 from cipherward.coordinator.rounds.state import Committed, Joining, Life, Phase, Rules, State, StudyRules
 from cipherward.crypto.manifest_rules import effective_threshold
 from cipherward.crypto.records import agreement_needed
@@ -77,7 +78,7 @@ def owed(state: State) -> StartSum | None:
 def seconds_left(rules: StudyRules, state: State, now: float) -> float | None:
     """Until the phase's next deadline; None for phases without one."""
     rule, spent = rules.at(state.round), now - state.since
-    limit = {
+    limit: float | None = {
         Phase.OPEN: rule.join_window,
         Phase.UPLOAD: rule.upload,
         Phase.ACKNOWLEDGE: rule.acknowledge,
@@ -88,6 +89,8 @@ def seconds_left(rules: StudyRules, state: State, now: float) -> float | None:
         return None
     if spent >= limit and state.phase in (Phase.OPEN, Phase.RELEASE):
         limit *= 2  # these two wait once more before they give up
+    if state.enough_since is not None:
+        limit = min(limit, state.enough_since - state.since + quorum.GRACE_SECONDS)
     return max(0.0, limit - spent)
 
 
@@ -110,7 +113,7 @@ def keys_missing(rules: StudyRules, state: State, round_number: int) -> tuple[st
 
 
 def _restarted(_rules: StudyRules, state: State, _event: Restarted, now: float) -> Step:
-    return replace(state, since=now), ()
+    return replace(state, since=now, enough_since=None), ()
 
 
 def _unchanged(_rules: StudyRules, state: State, _event: Event, _now: float) -> Step:
@@ -212,6 +215,10 @@ def _answer(_rules: StudyRules, state: State, event: AnswerPosted, _now: float) 
     _in_phase(state, Phase.UNSEAL, "answer", event.site)
     if event.site not in state.plan:
         raise ProtocolError(f"{event.site} is not in the plan of round {event.round}")
+    if not quorum.able(state, event.site):
+        raise ProtocolError(
+            f"{event.site} answered round {event.round}", why="it said that it could not open its shares"
+        )
     return replace(state, answers={**state.answers, event.site: event.record}), ()
 
 
@@ -262,25 +269,9 @@ def _advance(rules: StudyRules, state: State, now: float) -> Step:
         case Phase.UPLOAD:
             return _advance_upload(rules, rule, state, spent, now)
         case Phase.ACKNOWLEDGE:
-            waiting = [s for s in state.plan if s not in state.acknowledgements and s not in state.revoked]
-            if waiting and spent < rule.acknowledge:
-                return state, ()
-            chosen = contributors_after_acknowledgements(rule, state)
-            if len(chosen) < rule.minimum_cohort:
-                return _abort_round(
-                    rules, state, now, f"only {len(chosen)} updates can be opened by enough sites"
-                )
-            return _fix_contributors(state, chosen, now)
+            return _advance_acknowledge(rules, rule, state, now)
         case Phase.UNSEAL:
-            waiting = [s for s in state.plan if s not in state.answers and s not in state.revoked]
-            if waiting and spent < rule.unseal:
-                return state, ()
-            needed = effective_threshold(rule.threshold, len(state.plan))
-            if len(state.answers) < needed:
-                return _abort_round(
-                    rules, state, now, f"only {len(state.answers)} sites answered, {needed} are needed"
-                )
-            return replace(state, phase=Phase.RELEASE, since=now), ()
+            return _advance_unseal(rules, rule, state, now)
         case Phase.RELEASE:
             return _advance_release(rules, rule, state, spent, now)
         case _:
@@ -316,8 +307,34 @@ def _advance_upload(rules: StudyRules, rule: Rules, state: State, spent: float, 
     return _fix_contributors(state, committed, now)
 
 
+def _advance_acknowledge(rules: StudyRules, rule: Rules, state: State, now: float) -> Step:
+    state, over = quorum.members_over(rule, state, rule.acknowledge, now)
+    if not over:
+        return state, ()
+    chosen = quorum.contributors_after_acknowledgements(rule, state)
+    if len(chosen) < rule.minimum_cohort:
+        have = f"{len(state.acknowledgements)} sites acknowledged their shares"
+        reason = (
+            f"{have}, and {len(chosen)} updates can be opened: the minimum cohort is {rule.minimum_cohort}"
+        )
+        return _abort_round(rules, state, now, reason)
+    return _fix_contributors(state, chosen, now)
+
+
+def _advance_unseal(rules: StudyRules, rule: Rules, state: State, now: float) -> Step:
+    state, over = quorum.members_over(rule, state, rule.unseal, now)
+    if not over:
+        return state, ()
+    if not quorum.enough(rule, state):
+        needed = effective_threshold(rule.threshold, len(state.plan))
+        have = f"{len(state.answers)} site{'s' * (len(state.answers) != 1)} answered"
+        return _abort_round(rules, state, now, f"{have}, the threshold is {needed}: the sum stays closed")
+    return replace(state, phase=Phase.RELEASE, since=now, enough_since=None), ()
+
+
 def _fix_contributors(state: State, chosen: tuple[str, ...], now: float) -> Step:
-    return replace(state, phase=Phase.SUM, since=now, contributors=chosen), (StartSum(state.round, chosen),)
+    fixed = replace(state, phase=Phase.SUM, since=now, enough_since=None, contributors=chosen)
+    return fixed, (StartSum(state.round, chosen),)
 
 
 def _advance_release(rules: StudyRules, rule: Rules, state: State, spent: float, now: float) -> Step:
@@ -331,6 +348,9 @@ def _advance_release(rules: StudyRules, rule: Rules, state: State, spent: float,
         settled, effects = _settle(rules, done, now, state.round + 1)
         return settled, (Discard(state.round), *effects)
     if spent >= 2 * rule.verify:
+        if rule.quorum and not state.reports:
+            # A wrong answer or update can keep everyone from opening it. Nobody has moved on from the model.
+            return _abort_round(rules, state, now, "no site could verify and open the sum")
         return _abort_study(
             state,
             f"after round {state.round} no model was reported by {needed} of {len(state.contributors)} sites",
@@ -363,7 +383,9 @@ def _settle(rules: StudyRules, state: State, now: float, round_number: int) -> S
 def _abort_round(rules: StudyRules, state: State, now: float, reason: str) -> Step:
     """The round's number is used up; the next begins from the same model."""
     settled, effects = _settle(rules, state, now, state.round + 1)
-    return settled, (*_abort_record(state, reason), Discard(state.round), *effects)
+    closed = state.phase in (Phase.UNSEAL, Phase.RELEASE)
+    noted = (NoteUnopened(state.round, reason),) if closed else _abort_record(state, reason)
+    return settled, (*noted, Discard(state.round), *effects)
 
 
 def _abort_study(state: State, reason: str) -> Step:

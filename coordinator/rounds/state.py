@@ -95,6 +95,7 @@ class State:
     plan: tuple[str, ...] = ()
     commits: Mapping[str, Committed] = field(default_factory=dict)
     acknowledgements: Mapping[str, frozenset[str]] = field(default_factory=dict)  # whose shares did not open
+    enough_since: float | None = None  # when enough members had acknowledged, or answered, as ``since``
     contributors: tuple[str, ...] = ()  # U
     answers: Mapping[str, bytes] = field(default_factory=dict)
     reports: Mapping[str, bytes] = field(default_factory=dict)

@@ -15,9 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cipherward.coordinator.rounds import codec, events
-from cipherward.coordinator.rounds.effects import Discard, SignAbort, SignClose, SignPlan, SignRound, StartSum
+from cipherward.coordinator.rounds.effects import (
+    Discard,
+    NoteUnopened,
+    SignAbort,
+    SignClose,
+    SignPlan,
+    SignRound,
+    StartSum,
+)
 from cipherward.coordinator.rounds.machine import owed, start, step
+from cipherward.coordinator.rounds.quorum import waiting
 from cipherward.coordinator.rounds.state import Life, Phase, Rules, State, StudyRules
+from cipherward.crypto.manifest_rules import effective_threshold
 from cipherward.errors import ProtocolError
 
 SITES = ("a", "b", "c", "d", "e")
@@ -45,11 +55,15 @@ class World:
     records: list[tuple[object, ...]] = field(default_factory=list)
     updates: dict[tuple[int, str], int] = field(default_factory=dict)  # staged before they are committed
     sums: dict[int, int] = field(default_factory=dict)
+    unopened: set[int] = field(default_factory=set)  # quorum: rounds whose sum stayed closed
+    graceful: set[int] = field(default_factory=set)  # quorum: rounds that went on without a slow member
     running_sum: StartSum | None = None
     last_sum: events.Summed | None = None
     acknowledged: dict[tuple[int, str], bytes] = field(
         default_factory=dict
     )  # commits the coordinator accepted
+    complaints: dict[tuple[int, str], frozenset[str]] = field(default_factory=dict)  # quorum, by member
+    answers: dict[tuple[int, str], bytes] = field(default_factory=dict)  # quorum
 
     def __post_init__(self) -> None:
         self.rules = rules_of(self.quorum)
@@ -59,6 +73,13 @@ class World:
     def persist(self, state: State, effects: tuple[object, ...]) -> None:
         assert codec.decode(codec.encode(state)) == state
         self.durable = codec.encode(state)
+        self.unopened.update(e.round for e in effects if isinstance(e, NoteUnopened))
+        if (
+            self.state.enough_since is not None
+            and state.phase is not self.state.phase
+            and waiting(self.state)
+        ):
+            self.graceful.add(state.round)
         for effect in effects:
             if isinstance(effect, SignRound | SignPlan | SignClose | SignAbort):
                 self.records.append((type(effect).__name__, effect.round, effect))
@@ -118,9 +139,14 @@ class World:
                     assert known == record, "two different commits were accepted"
             case "acknowledge":
                 bad = frozenset({SITES[back]} if back > 1 else ())
-                self.apply(events.AcknowledgementPosted(site, number, bad), crash)
-            case "answer":
-                self.apply(events.AnswerPosted(site, number, b"s" + stamp), crash)
+                if self.apply(events.AcknowledgementPosted(site, number, bad), crash):
+                    assert self.complaints.setdefault((number, site), bad) == bad
+            case "answer" | "reanswer":
+                record = stamp + kind.encode()
+                if self.apply(events.AnswerPosted(site, number, record), crash):
+                    assert self.answers.setdefault((number, site), record) == record, (
+                        "two answers of one site"
+                    )
             case "sum" if self.running_sum is not None:
                 job, self.running_sum = self.running_sum, None
                 if self.state.phase is not Phase.SUM or self.state.round != job.round:
@@ -144,7 +170,7 @@ class World:
             case "revoke" if back == 3:
                 self.apply(events.SitesRevoked(frozenset({site})), crash)
             case "tick":
-                self.now += (5.0, 15.0, 31.0, 61.0, 130.0)[which]
+                self.now += (3.5, 15.0, 31.0, 61.0, 130.0)[which]
                 self.apply(events.Ticked(), crash)
             case "everyone":
                 for each in ("key", "join", "commit", "acknowledge", "sum", "answer", "report"):
@@ -155,11 +181,28 @@ class World:
                 self.run(("tick", 2, 0, crash))
                 if which < 3:
                     self.run(("commit", 3 + which % 2, 0, "no"))
+            case "survivors":  # quorum: some die after their commit, the others go on without them
+                for each, alive in (("acknowledge", which + 1), ("sum", 1), ("answer", which + 1 - back)):
+                    for index in range(alive):
+                        self.run((each, index, 0, crash if index == 1 else "no"))
+                    self.run(("tick", 0, 0, "no"))
+                self.run(("tick", 1, 0, crash))
             case _ if kind.startswith("all "):
                 number = self.state.round
                 for index in range(len(SITES)):
                     if self.state.round == number:
                         self.run((kind[4:], index, 0, crash if index == which else "no"))
+
+
+def check_opened(world: World, number: int, plan: tuple[str, ...], u: tuple[str, ...]) -> None:
+    """At least t members said that they opened all shares of U; and U is opened only after t answers."""
+    needed = effective_threshold(3, len(plan))
+    able = [s for s in plan if not world.complaints.get((number, s), frozenset(u)).intersection(u)]
+    assert len(able) >= needed, "U cannot be opened by enough members"
+    answered = [s for s in plan if (number, s) in world.answers]
+    if world.state.model_round == number:
+        assert len(answered) >= needed, "a sum was opened by too few"
+        assert not any(world.complaints.get((number, s), frozenset()).intersection(u) for s in answered)
 
 
 def check(world: World) -> None:
@@ -185,8 +228,11 @@ def check(world: World) -> None:
                     (number, site) in world.updates or number < world.state.round or not world.state.running
                 )
                 allowed.add((number - 1) * len(SITES) + SITES.index(site))
+            if world.quorum:
+                check_opened(world, number, plans[number], effect.contributors)
             digits = {(number - 1) * len(SITES) + SITES.index(site) for site in effect.contributors}
-            allowed |= digits
+            if number in world.unopened:
+                allowed -= digits
             assert int.from_bytes(effect.root, "big") == sum(4**d for d in digits), "the sum is not that of U"
     value, digit = int.from_bytes(world.state.model, "big"), 0
     while value:
@@ -195,12 +241,16 @@ def check(world: World) -> None:
         value, digit = value // 4, digit + 1
 
 
-OPS = "key join join commit commit recommit acknowledge answer sum sum resum fail report report revoke tick tick"
+OPS = (
+    "key join join commit commit recommit acknowledge acknowledge answer answer reanswer "
+    "sum sum resum fail report report revoke tick tick"
+)
 WHOLE = (
     "all key",
     "all join",
     "all commit",
     "absentees",
+    "survivors",
     "all acknowledge",
     "all answer",
     "all report",
@@ -227,11 +277,14 @@ def test_no_history_counts_an_update_twice_or_out_of_place(quorum: bool) -> None
             world.run(one)
             check(world)
         reached.update({kind for kind, _, _ in world.records})
+        reached["Unopened"] += len(world.unopened)
+        reached["Graceful"] += len(world.graceful)
         reached[world.state.life.value] += 1
 
     history()
     # The histories go deep enough to mean something.
-    assert min(reached["SignPlan"], reached["SignClose"], reached["SignAbort"]) >= LISTS // 20, reached
+    deep = ["SignPlan", "SignClose", "SignAbort", *(("Unopened", "Graceful") if quorum else ())]
+    assert min(reached[kind] for kind in deep) >= LISTS // 20, reached
 
 
 @pytest.mark.parametrize("quorum", [False, True])

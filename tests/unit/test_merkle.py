@@ -37,6 +37,11 @@ def test_proofs_hold_for_their_leaf_only(count: int, data: st.DataObject) -> Non
     assert root == recursive_root(list(leaves))
     index = data.draw(st.integers(0, count - 1))
     path = merkle.prove(leaves, index)
+    tree = merkle.Tree(leaves)
+    assert (tree.root, tree.prove(index), tree.count) == (root, path, count)
+    assert tree.size <= 64 * count + 320
+    with pytest.raises(IndexError):
+        tree.prove(count)
     merkle.verify(leaves[index], index, count, path, root)
     for leaf, place, size, proof in (
         (merkle.leaf_hash(b"other"), index, count, path),
