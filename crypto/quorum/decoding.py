@@ -103,8 +103,8 @@ def wrong_positions(points: NDArray[np.int64], word: Residues, dimension: int) -
         quotient, rest = _divided(last, remainder)
         last, remainder = remainder, rest
         last_cofactor, cofactor = cofactor, _minus_product(last_cofactor, quotient, cofactor)
-    codeword, rest = _divided(remainder, cofactor)
-    if len(rest) or len(codeword) > dimension:
+    codeword, _ = _divided(remainder, cofactor)
+    if len(codeword) > dimension:
         return None
     wrong = _values(codeword, points) != word
     return wrong if np.count_nonzero(wrong) <= (length - dimension) // 2 else None

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from cipherward.crypto.quorum import decoding
+from cipherward.crypto.quorum import decoding, shamir
 from cipherward.crypto.quorum.decoding import PRIME
 from cipherward.crypto.quorum.shamir import (
     COEFFICIENTS,
@@ -279,6 +279,29 @@ def test_each_coordinate_of_each_answer_is_checked() -> None:
             assert wrong == (point,)
 
 
+CANCELLING = np.array([1, -1] + [0] * (COEFFICIENTS - 2))
+"""A difference that a sum over all coordinates does not show."""
+
+
+def test_the_combination_that_is_decoded_cannot_be_foreseen() -> None:
+    """With one that members knew, these errors would cancel; there are too many subsets to find the key."""
+    secret = secret_key(np.random.default_rng(12))
+    shares = dealt(secret, 20, 30)
+    bad = {point: shifted(shares[point], CANCELLING * point) for point in (1, 5, 12, 20, 30)}
+    found, wrong = combine(shares | bad, 20, KEY_BOUND)
+    assert np.array_equal(found, secret)
+    assert wrong == tuple(bad)
+
+
+def test_an_error_that_the_combination_hides_is_still_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = secret_key(np.random.default_rng(13))
+    shares = dealt(secret, 3, 5)
+    monkeypatch.setattr(shamir, "uniform", lambda stream, count: np.ones(count, dtype=np.uint32))
+    found, wrong = combine(shares | {2: shifted(shares[2], CANCELLING)}, 3, KEY_BOUND)
+    assert np.array_equal(found, secret)
+    assert wrong == (2,)
+
+
 @pytest.mark.parametrize("threshold", [2, 3, 4])
 def test_with_t_answers_only_the_bound_on_the_key_shows_a_wrong_one(threshold: int) -> None:
     rng = np.random.default_rng(5)
@@ -448,6 +471,10 @@ def test_products_are_exact_at_their_limits() -> None:
     assert set(decoding.product(worst, worst.T).ravel().tolist()) == {decoding.MAX_TERMS}
     low = np.full((1, decoding.MAX_TERMS), PRIME - 2048, dtype=np.uint64)  # the lowest limb is full, too
     assert set(decoding.product(low, worst.T).ravel().tolist()) == {2048 * decoding.MAX_TERMS}
+    # With limbs one bit wider this sum would be odd and above 2**53.
+    odd = np.full((1, decoding.MAX_TERMS - 1), PRIME - 4096, dtype=np.uint64)
+    right = np.full((decoding.MAX_TERMS - 1, 1), PRIME - 2, dtype=np.uint32)
+    assert decoding.product(odd, right).tolist() == [[4096 * 2 * (decoding.MAX_TERMS - 1)]]
     rng = np.random.default_rng(11)
     left, right = (
         rng.integers(0, PRIME, (129, 7), dtype=np.uint64),
