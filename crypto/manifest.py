@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cipherward.crypto.labels import Label
-from cipherward.crypto.manifest_rules import check_manifest, least_threshold
+from cipherward.crypto.manifest_rules import check_manifest, colluders_withstood, least_threshold
 from cipherward.crypto.pki.anchor import Anchor
 from cipherward.crypto.pki.credentials import Credential
 from cipherward.crypto.pki.status_list import RevocationSource
@@ -92,6 +92,10 @@ def verify_successor(old: StudyTrust, new: StudyTrust) -> None:
     kept = ("initial_weights_digest", "parameter_count")
     if any(getattr(after, field) != getattr(before, field) for field in kept):
         raise VerificationError(f"{name} is about another model", why="a study keeps its model")
+    if after.suite.name != before.suite.name:
+        raise VerificationError(
+            f"{name} has another suite", why=f"this study is encrypted by {before.suite.name}"
+        )
     if after.task.name != before.task.name:
         raise VerificationError(f"{name} is about another task", why=f"this is {before.task.name}")
 
@@ -193,7 +197,8 @@ def _fill_numbers(manifest: Manifest, file: StudyFile, parameter_count: int) -> 
         manifest.parameter_count = parameter_count
         manifest.minimum_cohort = cohort.minimum
         manifest.threshold = threshold
-        manifest.colluders = cohort.colluders
+        withstood = max(0, colluders_withstood(threshold, len(manifest.roster))) if quorum else 0
+        manifest.colluders = withstood if cohort.colluders is None else cohort.colluders
         manifest.collective_verification = quorum if verification is None else verification
         manifest.deadlines.CopyFrom(Deadlines(**deadlines.model_dump()))
     except ValueError as error:
@@ -242,11 +247,12 @@ def _fill_training(manifest: Manifest, file: StudyFile) -> None:
 
 def _fill_suite(manifest: Manifest, file: StudyFile) -> None:
     wanted = file.suite
-    params = suite(wanted.name).parameters(wanted.parameters, wanted.bound)
+    chosen = suite(wanted.name)
+    params = chosen.parameters(wanted.parameters or next(iter(chosen.parameter_sets)), wanted.bound)
     manifest.suite.CopyFrom(
         SuiteEntry(
             name=wanted.name,
-            parameters=wanted.parameters,
+            parameters=params.name,
             library=params.library,
             bound=wanted.bound,
             key_maker=wanted.key_maker,

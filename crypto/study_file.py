@@ -78,10 +78,12 @@ class DpSection(_Section):
 class SuiteSection(_Section):
     """How updates are encrypted."""
 
-    name: str
-    parameters: str
-    bound: float
+    name: str = "quorum"
+    parameters: str = ""
+    """A named set; empty: the suite's first."""
+    bound: float = 64.0
     key_maker: str = ""
+    """Only where one key serves the whole study."""
 
 
 class CohortSection(_Section):
@@ -91,7 +93,9 @@ class CohortSection(_Section):
     """Empty: every approved site."""
     minimum: int
     threshold: int = 0
-    colluders: int = 0
+    """0: where keys are shared, the least that is safe for the roster."""
+    colluders: int | None = None
+    """None: where keys are shared, as many as the threshold withstands."""
     collective_verification: bool | None = None
     """None: on where the suite has it."""
 
@@ -122,7 +126,7 @@ class StudyFile(_Section):
     training: TrainingSection
     metrics: MetricsSection
     dp: DpSection | None = None
-    suite: SuiteSection
+    suite: SuiteSection = SuiteSection()
     cohort: CohortSection
     deadlines: DeadlinesSection = DeadlinesSection()
     sites: tuple[SiteSection, ...] = ()

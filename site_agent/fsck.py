@@ -10,17 +10,21 @@ from sqlalchemy import Engine, text
 from cipherward.clock import SystemClock
 from cipherward.crypto import merkle
 from cipherward.crypto.labels import Label
+from cipherward.crypto.quorum_records import SEALED_SHARE_BYTES
 from cipherward.crypto.records import StudyTrust, verify_abort, verify_close, verify_plan, verify_round_record
 from cipherward.crypto.signing import parse, record_digest
+from cipherward.crypto.suites.payload import Layout, upload_sizes
 from cipherward.crypto.transcript import transcript_next, transcript_start
 from cipherward.errors import CipherwardError, EnvironmentProblem
 from cipherward.proto.v1.common_pb2 import Signed
+from cipherward.proto.v1.round_pb2 import PlanRecord
 from cipherward.site_agent.journal.journal import Entry, Journal
 from cipherward.site_agent.journal.outbox import Outbox
 from cipherward.site_agent.ledger.ledger import Ledger
 from cipherward.site_agent.state.folder import SiteFolder
 from cipherward.site_agent.state.models import ModelStore
 from cipherward.site_agent.state.studies import StudyStore
+from cipherward.site_agent.training.metrics import METRICS
 
 SECRETS = ("tls.key", "signing.key", "sealing.key", "patient.key", "state.db")
 
@@ -54,7 +58,7 @@ def check(folder: SiteFolder, engine: Engine, ledger: Ledger) -> list[str]:
             except CipherwardError as error:
                 problems.append(f"{what}: {error}")
                 break
-            attempt(what, partial(_outbox, folder, name, entry))
+            attempt(what, partial(_outbox, folder, versions.in_force(entry.round), entry))
         else:
             if transcript != row.transcript:
                 problems.append(f"transcript of {name}: it is not the hash of the rounds on record")
@@ -99,16 +103,26 @@ def _stored(content: bytes | None) -> Signed:
     return parse(content or b"", Signed, "record on disk")
 
 
-def _outbox(folder: SiteFolder, study: str, entry: Entry) -> None:
+def _outbox(folder: SiteFolder, trust: StudyTrust, entry: Entry) -> None:
     if entry.closing_record is not None or entry.update_digest is None:
         return
-    outbox = Outbox(folder.outbox(study, entry.round))
+    outbox = Outbox(folder.outbox(trust.manifest.study, entry.round))
     outbox.update(entry.update_digest)
-    if entry.attempt and entry.chunk_count:
-        merkle_root = merkle.root(list(outbox.leaves(entry.attempt, entry.chunk_count)))
-        if merkle_root != entry.ciphertext_root:
-            raise EnvironmentProblem(
-                f"the chunks of attempt {entry.attempt} in the outbox are damaged",
-                why="their root differs from the journal's",
-                fix="The agent encrypts them again by itself",
-            )
+    if not (entry.attempt and entry.ciphertext_root):
+        return
+    length = Layout(trust.manifest.parameter_count, METRICS).length
+    chunks = outbox.chunks(entry.attempt, upload_sizes(trust.params, length))
+    _same_root(f"the chunks of attempt {entry.attempt}", chunks, entry.ciphertext_root)
+    if entry.share_root:
+        members = len(PlanRecord.FromString(_stored(entry.plan_record).payload).joins)
+        shares = outbox.shares(entry.attempt, [SEALED_SHARE_BYTES] * members)
+        _same_root(f"the shares of attempt {entry.attempt}", shares, entry.share_root)
+
+
+def _same_root(what: str, pieces: Iterator[bytes], root: bytes) -> None:
+    if merkle.root([merkle.leaf_hash(piece) for piece in pieces]) != root:
+        raise EnvironmentProblem(
+            f"{what} in the outbox are damaged",
+            why="their root differs from the journal's",
+            fix="The agent encrypts them again by itself",
+        )

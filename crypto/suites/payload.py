@@ -40,6 +40,11 @@ class OpenedSum:
     metrics: NDArray[np.float64]
 
 
+def upload_sizes(params: SuiteParams, length: int) -> list[int]:
+    """Bytes of each chunk of an update of ``length`` values, in order."""
+    return [params.upload_chunk_bytes(index, length) for index in range(params.chunk_count(length))]
+
+
 def refuse_not_finite(vector: NDArray[np.floating[Any]], what: str) -> None:
     """LimitError that counts the NaN and infinite values of ``vector`` and names the first."""
     finite = np.isfinite(vector)

@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cipherward.crypto.manifest_rules import least_threshold
 from cipherward.crypto.study_file import StudyFile
+from cipherward.crypto.suites.base import KeyLifetime
 from cipherward.crypto.suites.registry import suite as find_suite
 from cipherward.durable import explained, write_file
 from cipherward.errors import UnavailableError, UsageError
@@ -67,7 +69,9 @@ def hospital_parts(count: int) -> dict[str, str]:
 def study_file(options: Options, sources: dict[str, str], noise_multiplier: float) -> StudyFile:
     """The demo's study, from the heart task's tuned constants."""
     defaults = HEART_STUDY
-    parameters = next(iter(find_suite(options.suite).parameter_sets.values()))
+    chosen = find_suite(options.suite)
+    parameters = next(iter(chosen.parameter_sets.values()))
+    shared = chosen.key_lifetime is KeyLifetime.STUDY
     # Parts of a hospital have fewer patients, and so expect smaller batches.
     divisor = defaults.divisor * min(1.0, len(HOSPITALS) / options.sites)
     return StudyFile.model_validate(
@@ -91,10 +95,10 @@ def study_file(options: Options, sources: dict[str, str], noise_multiplier: floa
                 "name": options.suite,
                 "parameters": parameters.name,
                 "bound": parameters.bound,
-                "key_maker": min(sources),
+                "key_maker": min(sources) if shared else "",
             },
-            "cohort": {"minimum": max(2, (len(sources) * 3) // 4)},
-            "deadlines": {"join_window": 300, "upload": 120, "verify": 120},
+            "cohort": {"minimum": max(2, len(sources) * 3 // 4 if shared else least_threshold(len(sources)))},
+            "deadlines": {"join_window": 300, "upload": 120, "acknowledge": 60, "unseal": 60, "verify": 120},
         }
     )
 

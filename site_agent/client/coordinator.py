@@ -16,21 +16,26 @@ import grpc
 from cipherward.errors import FormatError, NotFoundError
 from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.coordinator_pb2 import (
+    AnswerMessage,
     DataChunk,
     GetManifestRequest,
     GetRecordRequest,
     GetRelayRequest,
     GetStatusListRequest,
     GetSumRequest,
+    GetUpdateChunksRequest,
     HelloReply,
     HelloRequest,
+    PostAnswerRequest,
     PostRequest,
     RecordKind,
     RelayMessage,
     RequestModelRequest,
+    ShareMessage,
     StudySnapshot,
     UploadHeader,
     UploadMessage,
+    UploadState,
     WatchWorkRequest,
 )
 from cipherward.proto.v1.coordinator_pb2_grpc import CoordinatorStub
@@ -118,20 +123,59 @@ class CoordinatorClient:
         with translated():
             self._stub.PostJoin(PostRequest(study=study, record=record), timeout=CALL_SECONDS)
 
-    def upload_state(self, header: UploadHeader) -> int:
-        """How many chunks of the attempt the coordinator has stored durably."""
+    def upload_state(self, header: UploadHeader) -> UploadState:
+        """How much of the attempt the coordinator has stored durably."""
         with translated():
-            return self._stub.GetUploadState(header, timeout=CALL_SECONDS).chunks_stored
+            return self._stub.GetUploadState(header, timeout=CALL_SECONDS)
 
-    def upload(self, messages: Iterable[UploadMessage]) -> int:
-        """Stream chunks; returns how many are stored durably."""
+    def upload(self, messages: Iterable[UploadMessage]) -> UploadState:
+        """Stream chunks and shares; returns what is stored durably."""
         with translated():
-            return self._stub.Upload(iter(messages), timeout=STREAM_SECONDS).chunks_stored
+            return self._stub.Upload(iter(messages), timeout=STREAM_SECONDS)
 
     def post_commit(self, study: str, record: Signed) -> None:
         """The update exists from here on."""
         with translated():
             self._stub.PostCommit(PostRequest(study=study, record=record), timeout=CALL_SECONDS)
+
+    def shares(self, study: str, round_number: int, most: int) -> list[ShareMessage]:
+        """The sealed shares addressed to this site; the first ``most``, whatever else is sent."""
+        request = GetRecordRequest(study=study, round=round_number)
+        return self._first(self._stub.GetShares(request, timeout=STREAM_SECONDS), most)
+
+    def post_acknowledgement(self, study: str, record: Signed) -> None:
+        """Which shares opened."""
+        with translated():
+            self._stub.PostAcknowledgement(PostRequest(study=study, record=record), timeout=CALL_SECONDS)
+
+    def post_answer(self, request: PostAnswerRequest) -> None:
+        """The one answer of the round."""
+        with translated():
+            self._stub.PostAnswer(request, timeout=CALL_SECONDS)
+
+    def answers(self, study: str, round_number: int, most: int) -> list[AnswerMessage]:
+        """The members' answers, each with the key sealed to this site; the first ``most``."""
+        request = GetRecordRequest(study=study, round=round_number)
+        return self._first(self._stub.GetAnswers(request, timeout=STREAM_SECONDS), most)
+
+    def update_chunks(self, study: str, round_number: int, indices: list[int]) -> Iterator[DataChunk]:
+        """For each index in turn, that chunk of every update in U, in order."""
+        request = GetUpdateChunksRequest(study=study, round=round_number, indices=indices)
+        yield from self._stream(self._stub.GetUpdateChunks(request, timeout=STREAM_SECONDS))
+
+    def post_sum_check(self, study: str, record: Signed) -> None:
+        """Chunks of the sum that this site added up itself."""
+        with translated():
+            self._stub.PostSumCheck(PostRequest(study=study, record=record), timeout=CALL_SECONDS)
+
+    def sum_checks(self, study: str, round_number: int, most: int) -> list[Signed]:
+        """The members' sum checks; the first ``most``."""
+        request = GetRecordRequest(study=study, round=round_number)
+        return self._first(self._stub.GetSumChecks(request, timeout=CALL_SECONDS), most)
+
+    def _first(self, call: Any, most: int) -> list[Any]:
+        with closing(self._stream(call)) as messages:
+            return list(islice(messages, most))
 
     def sum_chunks(self, study: str, round_number: int, first_index: int) -> Iterator[DataChunk]:
         """Chunks of the sum from that index on."""
@@ -146,8 +190,7 @@ class CoordinatorClient:
     def model_reports(self, study: str, round_number: int, most: int) -> list[Signed]:
         """What the sites reported after the round; the first ``most``, whatever else is sent."""
         request = GetRecordRequest(study=study, round=round_number)
-        with closing(self._stream(self._stub.GetModelReports(request, timeout=CALL_SECONDS))) as reports:
-            return list(islice(reports, most))
+        return self._first(self._stub.GetModelReports(request, timeout=CALL_SECONDS), most)
 
     def put_relay(self, messages: Iterable[RelayMessage]) -> None:
         """Leave a sealed item for another site."""

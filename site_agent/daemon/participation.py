@@ -11,7 +11,7 @@ from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.round_pb2 import Join
 from cipherward.site_agent.daemon.constants import training_constants
 from cipherward.site_agent.daemon.hospital import reserve_round
-from cipherward.site_agent.daemon.keys import SharedKeys
+from cipherward.site_agent.daemon.protection import Protection
 from cipherward.site_agent.daemon.study import Study
 from cipherward.site_agent.strategy.fedavg import upload_scale
 from cipherward.site_agent.training.client import Cancellation, TaskRef
@@ -23,8 +23,8 @@ TRAIN_SECONDS = 7 * 86_400.0
 class Participation:
     """From the opening of a round to this site's join."""
 
-    def __init__(self, study: Study, keys: SharedKeys) -> None:
-        self._study, self._keys = study, keys
+    def __init__(self, study: Study, protection: Protection) -> None:
+        self._study, self._protection = study, protection
         self._cancellation: tuple[int, Cancellation] | None = None
 
     def check_opening(self, round_number: int) -> None:
@@ -105,9 +105,8 @@ class Participation:
         study, site = self._study, self._study.site
         trust = study.trust(round_number)
         known = study.journal.entry(round_number).join_record
-        if known is not None:
-            signed = Signed.FromString(known)
-        else:
+        signed = None if known is None else Signed.FromString(known)
+        if signed is None or not self._protection.holds(round_number, signed):
             _, opening = study.round_record(round_number)
             signed = site.sign(
                 Label.JOIN,
@@ -116,10 +115,10 @@ class Participation:
                     round_record_digest=opening,
                     round=round_number,
                     site=site.name,
-                    shared_key_digest=self._keys.get(trust).digest(trust.digest),
                     library=trust.params.library,
+                    **self._protection.join_fields(trust, round_number),
                 ),
             )
-            study.journal.write(round_number, join_record=signed.SerializeToString(deterministic=True))
+            study.journal.put_join(round_number, signed)
         study.client.post_join(study.name, signed)
         study.log.info("joined", round=round_number)

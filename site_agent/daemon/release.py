@@ -3,45 +3,37 @@ model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import update
 
-from cipherward.crypto import merkle
 from cipherward.crypto.labels import Label
 from cipherward.crypto.records import StudyTrust
 from cipherward.crypto.signing import record_digest
 from cipherward.crypto.suites.payload import OpenedSum, split
-from cipherward.crypto.suites.site_side import site_side
 from cipherward.errors import (
-    FormatError,
     LimitError,
     PolicyError,
     ProtocolError,
-    UnavailableError,
     VerificationError,
 )
 from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.round_pb2 import ModelReport
 from cipherward.site_agent.daemon.constants import training_constants
-from cipherward.site_agent.daemon.keys import SharedKeys
+from cipherward.site_agent.daemon.protection import Protection
 from cipherward.site_agent.daemon.study import Closed, Study
+from cipherward.site_agent.daemon.sums import Sums
 from cipherward.site_agent.state.tables import studies
 from cipherward.site_agent.strategy.fedavg import server_step
 from cipherward.site_agent.training.metrics import decode
-
-STALL_CALLS = 5
-"""Streams of the sum that may break without a new chunk before the round is tried again later."""
 
 
 class Release:
     """Ends rounds: the transcript goes on with each, the model with those whose sum this site could
     verify."""
 
-    def __init__(self, study: Study, keys: SharedKeys) -> None:
-        self._study, self._keys = study, keys
+    def __init__(self, study: Study, protection: Protection) -> None:
+        self._study, self._protection = study, protection
+        self._sums = Sums(study)
         self._reported: tuple[int, bytes] | None = None
 
     def catch_up(self, target: int, newest: int) -> None:
@@ -59,10 +51,12 @@ class Release:
                 self._check_included(round_number, ending)
                 if round_number == newest and self._applies(round_number):
                     self._apply_or_settle(round_number, ending)
+                    self._protection.forget(round_number)
                     continue
             else:
                 self._study.log.warning("round aborted", round=round_number, reason=ending.record.reason)
             self._study.settle_without_model(round_number, ending)
+            self._protection.forget(round_number)
 
     def _check_included(self, round_number: int, closed: Closed) -> None:
         """A commit that counts must be ours; one that does not is only worth a warning."""
@@ -144,44 +138,11 @@ class Release:
             study.mark_lost(round_number)
 
     def _open(self, round_number: int, trust: StudyTrust, closed: Closed) -> OpenedSum:
-        layout, params = self._study.layout(trust), trust.params
-        contributors = len(closed.cohort)
-        if closed.record.sum_chunk_count != params.chunk_count(layout.length):
-            raise FormatError("the sum has another number of chunks than a model of this size")
-        # The whole sum is verified before any of it is opened.
-        chunks = list(self._chunks(round_number, closed))
-        if merkle.root([merkle.leaf_hash(chunk) for chunk in chunks]) != closed.record.sum_root:
-            raise VerificationError("the sum is not the one that the close record names")
-        for index, chunk in enumerate(chunks):
-            params.check_sum_chunk(chunk, index, layout.length)
-        with site_side(trust.manifest.suite.name).cipher(self._keys.get(trust), b"") as cipher:
-            vector: NDArray[np.float64] = cipher.open_sum(chunks, layout.length, contributors)
+        total = self._sums.get(round_number, closed)
+        vector = self._protection.open(round_number, closed, total)
         if not np.isfinite(vector).all():
             raise VerificationError("the opened sum is not finite")
-        return split(layout, vector, contributors, params)
-
-    def _chunks(self, round_number: int, closed: Closed) -> Iterator[bytes]:
-        """The sum's chunks, resumed where a stream breaks off."""
-        layout = self._study.layout(self._study.trust(round_number))
-        params = self._study.trust(round_number).params
-        index, stalled = 0, 0
-        while index < closed.record.sum_chunk_count:
-            before = index
-            try:
-                for chunk in self._study.client.sum_chunks(self._study.name, round_number, index):
-                    if chunk.index != index or index == closed.record.sum_chunk_count:
-                        raise FormatError("the sum's chunks come out of order")
-                    if len(chunk.data) != params.sum_chunk_bytes(index, layout.length):
-                        raise FormatError(f"chunk {index} of the sum has {len(chunk.data)} bytes")
-                    yield chunk.data
-                    index += 1
-            except UnavailableError:
-                stalled = 0 if index > before else stalled + 1
-                if stalled == STALL_CALLS:
-                    raise
-                continue
-            if index == before:
-                raise UnavailableError("the coordinator sends no chunks of the sum")
+        return split(self._study.layout(trust), vector, len(closed.cohort), trust.params)
 
     # Reports
 

@@ -20,8 +20,8 @@ from cipherward.errors import (
 )
 from cipherward.proto.v1.coordinator_pb2 import Phase, StudySnapshot, StudyState
 from cipherward.site_agent.daemon.evaluation import evaluate_model
-from cipherward.site_agent.daemon.keys import SharedKeys
 from cipherward.site_agent.daemon.participation import Participation
+from cipherward.site_agent.daemon.protections import of_study
 from cipherward.site_agent.daemon.release import Release
 from cipherward.site_agent.daemon.resync import Resync
 from cipherward.site_agent.daemon.revocation import refresh_status_list, require_coordinator_in_force
@@ -43,10 +43,10 @@ class StudyLoop:
 
     def __init__(self, study: Study, on_end: Callable[[], None]) -> None:
         self._study, self._on_end = study, on_end
-        self._keys = SharedKeys(study)
-        self._participation = Participation(study, self._keys)
-        self._upload = Upload(study, self._keys)
-        self._release = Release(study, self._keys)
+        self._protection = of_study(study)
+        self._participation = Participation(study, self._protection)
+        self._upload = Upload(study, self._protection)
+        self._release = Release(study, self._protection)
         self._resync = Resync(study, study.site.clock)
         self._changed = threading.Condition()
         self._snapshot: StudySnapshot | None = None
@@ -143,20 +143,24 @@ class StudyLoop:
         match snapshot.phase:
             case Phase.PHASE_KEYS:
                 self._release.catch_up(number - 1, number)
-                self._keys.get(self._study.trust(number))
+                self._protection.prepare(self._study.trust(number))
             case Phase.PHASE_OPEN:
                 self._release.catch_up(number - 1, number)
                 self._study.check_round_record(number, snapshot.round_record_digest)
                 refresh_status_list(self._study.site, self._study.client)
                 require_coordinator_in_force(self._study.site, self._study.trust(number))
                 self._resync.ensure_model(number)
-                self._keys.get(self._study.trust(number))
+                self._protection.prepare(self._study.trust(number))
                 self._evaluate()
                 self._participation.train_and_join(number)
             case Phase.PHASE_UPLOAD:
                 self._study.check_round_record(number, snapshot.round_record_digest)
                 refresh_status_list(self._study.site, self._study.client)
                 self._upload.upload_and_commit(number, snapshot.plan_digest)
+            case Phase.PHASE_ACKNOWLEDGE:
+                self._protection.acknowledge(number)
+            case Phase.PHASE_UNSEAL:
+                self._protection.unseal(number)
             case Phase.PHASE_RELEASE:
                 self._release.catch_up(number, number)
                 self._release.report(number)
@@ -202,7 +206,7 @@ class StudyLoop:
         if snapshot.keys_wanted_by or snapshot.model_wanted_by:
             refresh_status_list(self._study.site, self._study.client)
         if snapshot.keys_wanted_by and snapshot.state == StudyState.STUDY_STATE_RUNNING:
-            self._keys.serve(self._study.trust(snapshot.round), list(snapshot.keys_wanted_by))
+            self._protection.serve(self._study.trust(snapshot.round), list(snapshot.keys_wanted_by))
         if snapshot.model_wanted_by:
             waiting = self._resync.serve(snapshot.round, list(snapshot.model_wanted_by))
         return POLL_SECONDS if waiting else None

@@ -1,5 +1,5 @@
-"""One row for each (study, round), each column written once (quorum-suite rules 1, 2 and 5 apply to both
-suites).
+"""One row for each (study, round); what carries the security is written once (quorum-suite rules 1, 2 and 5;
+1 and 5 apply to both suites).
 
 ``accept_plan`` is the rule that carries the security: a site accepts one plan record for a (study, round),
 ever. SQLite runs with synchronous=FULL, so that what a method here has returned from is on disk.
@@ -13,9 +13,10 @@ from typing import Any
 from sqlalchemy import Connection, Engine, insert, select, update
 
 from cipherward.clock import Clock
-from cipherward.crypto.labels import Label
+from cipherward.crypto.labels import Label, digest
 from cipherward.crypto.signing import record_digest
 from cipherward.errors import ConflictError, VerificationError
+from cipherward.ids import DIGEST_BYTES
 from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.site_agent.state.tables import incidents, rounds
 
@@ -29,11 +30,15 @@ class Entry:
     started: bool | None = None
     update_digest: bytes | None = None
     join_record: bytes | None = None
+    former_joins: bytes | None = None
     plan_record: bytes | None = None
     attempt: int | None = None
     chunk_count: int | None = None
     ciphertext_root: bytes | None = None
+    share_root: bytes | None = None
     commit_record: bytes | None = None
+    acknowledgement: bytes | None = None
+    answered_close: bytes | None = None
     closing_record: bytes | None = None
     transcript: bytes | None = None
     aborted: bool | None = None
@@ -48,6 +53,13 @@ class Entry:
     def cohort(self) -> tuple[str, ...]:
         """U of a closed round, in order; empty otherwise."""
         return tuple((self.contributors or "").split())
+
+    def has_joined_with(self, payload: bytes) -> bool:
+        """Whether this site signed that very join in the round."""
+        newest = None if self.join_record is None else Signed.FromString(self.join_record).payload
+        former, wanted = self.former_joins or b"", digest(Label.JOIN, payload)
+        starts = range(0, len(former), DIGEST_BYTES)
+        return payload == newest or any(former[at : at + DIGEST_BYTES] == wanted for at in starts)
 
 
 _COLUMNS = [rounds.c[name] for name in Entry.__dataclass_fields__]
@@ -101,6 +113,24 @@ class Journal:
                 )
         connection.execute(update(rounds).where(*where).values(**values))
 
+    def put_join(self, round_number: int, join: Signed) -> None:
+        """The join to post from now on. ConflictError once there is a plan."""
+        entry = self.entry(round_number)
+        if entry.plan_record is not None:
+            raise ConflictError(
+                f"round {round_number} of {self._study} has its plan", why="joins came before it"
+            )
+        former = entry.former_joins or b""
+        if entry.join_record is not None:
+            former += record_digest(Label.JOIN, Signed.FromString(entry.join_record))
+        where = (rounds.c.study == self._study, rounds.c.round == round_number)
+        with self._engine.begin() as connection:
+            connection.execute(
+                update(rounds)
+                .where(*where)
+                .values(join_record=join.SerializeToString(deterministic=True), former_joins=former)
+            )
+
     def accept_plan(self, round_number: int, plan: Signed) -> None:
         """The one plan record of the round. A second one is kept as evidence and raises VerificationError.
 
@@ -128,7 +158,9 @@ class Journal:
         where = (rounds.c.study == self._study, rounds.c.round == round_number)
         with self._engine.begin() as connection:
             connection.execute(
-                update(rounds).where(*where).values(attempt=attempt, chunk_count=None, ciphertext_root=None)
+                update(rounds)
+                .where(*where)
+                .values(attempt=attempt, chunk_count=None, ciphertext_root=None, share_root=None)
             )
         return attempt
 

@@ -1,13 +1,13 @@
-"""Files of one round: the trained update, and the encrypted chunks of the current attempt, so that an
-upload that broke off goes on with the same bytes. The update is this hospital's own: 0600, and removed when
-the round is over.
+"""Files of one round: the trained update; the encrypted chunks and sealed shares of the current attempt, so that
+an upload that broke off goes on with the same bytes; and the sum, fetched once. The update is this hospital's
+own: 0600, and removed when the round is over.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from cipherward.crypto import merkle
 from cipherward.crypto.labels import Label, digest
-from cipherward.durable import explained, fsync_directory, read_secret, write_secret
+from cipherward.durable import explained, fsync_directory, write_secret
 from cipherward.errors import EnvironmentProblem
 from cipherward.ids import Digest
 from cipherward.site_agent.state.folder import private_folder
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Outbox:
@@ -32,7 +34,14 @@ class Outbox:
         return self._folder / "update.f32"
 
     def _chunks(self, attempt: int) -> Path:
-        return self._folder / f"attempt-{attempt}"
+        return self._folder / f"attempt-{attempt}.chunks"
+
+    def _shares(self, attempt: int) -> Path:
+        return self._folder / f"attempt-{attempt}.shares"
+
+    @property
+    def _sum(self) -> Path:
+        return self._folder / "sum.chunks"
 
     def put_update(self, vector: NDArray[np.float32]) -> Digest:
         """Store what will be encrypted; durable on return. Returns its digest."""
@@ -54,35 +63,59 @@ class Outbox:
 
     def put_chunks(self, attempt: int, chunks: Iterable[bytes]) -> list[Digest]:
         """Store the encrypted chunks; durable on return. Returns their leaf hashes (RFC 9162)."""
-        folder = self._chunks(attempt)
-        if folder.exists():
-            shutil.rmtree(folder)
-        private_folder(folder)
-        leaves = []
-        for index, chunk in enumerate(chunks):
-            with explained("write", folder), (folder / f"{index:06d}").open("xb") as file:
-                os.fchmod(file.fileno(), 0o600)
-                file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-            leaves.append(merkle.leaf_hash(chunk))
-        fsync_directory(folder)
-        fsync_directory(folder.parent)
-        return leaves
+        return _put(self._chunks(attempt), chunks)
 
-    def chunk(self, attempt: int, index: int) -> bytes:
-        """One stored chunk; raises EnvironmentProblem."""
-        return read_secret(self._chunks(attempt) / f"{index:06d}")
+    def chunks(self, attempt: int, sizes: Sequence[int], first: int = 0) -> Iterator[bytes]:
+        """The stored chunks from ``first`` on; raises EnvironmentProblem for a file of another size."""
+        return _read(self._chunks(attempt), sizes, first)
 
-    def leaves(self, attempt: int, count: int) -> Iterator[Digest]:
-        """Leaf hashes of the stored chunks, read again from disk."""
-        return (merkle.leaf_hash(self.chunk(attempt, index)) for index in range(count))
+    def put_shares(self, attempt: int, shares: Iterable[bytes]) -> list[Digest]:
+        """Store the sealed shares of the attempt's key; as ``put_chunks``."""
+        return _put(self._shares(attempt), shares)
+
+    def shares(self, attempt: int, sizes: Sequence[int], first: int = 0) -> Iterator[bytes]:
+        """The sealed shares from ``first`` on; as ``chunks``."""
+        return _read(self._shares(attempt), sizes, first)
+
+    def put_sum(self, chunks: Iterable[bytes]) -> list[Digest]:
+        """Store the round's encrypted sum; as ``put_chunks``."""
+        return _put(self._sum, chunks)
+
+    def sum(self, sizes: Sequence[int]) -> Iterator[bytes]:
+        """The stored sum; as ``chunks``."""
+        return _read(self._sum, sizes, 0)
 
     def discard(self) -> None:
         """Remove everything of the round; does nothing if nothing is there."""
         with explained("remove", self._folder):
             if self._folder.exists():
                 shutil.rmtree(self._folder)
+
+
+def _put(path: Path, pieces: Iterable[bytes]) -> list[Digest]:
+    """One file for all pieces, synced once: a file for each would cost a disk write for each."""
+    private_folder(path.parent)
+    leaves = []
+    with explained("write", path), os.fdopen(os.open(path, _NEW, 0o600), "wb") as file:
+        for piece in pieces:
+            file.write(piece)
+            leaves.append(merkle.leaf_hash(piece))
+        file.flush()
+        os.fsync(file.fileno())
+    fsync_directory(path.parent)
+    return leaves
+
+
+def _read(path: Path, sizes: Sequence[int], first: int) -> Iterator[bytes]:
+    with explained("read", path), path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size != sum(sizes):
+            raise EnvironmentProblem(f"{path} is incomplete", why="its writing was interrupted")
+        file.seek(sum(sizes[:first]))
+        for size in sizes[first:]:
+            piece = file.read(size)
+            if len(piece) != size:
+                raise EnvironmentProblem(f"{path} was cut short while it was read")
+            yield piece
 
 
 def _read_large_secret(path: Path) -> bytes:

@@ -41,12 +41,16 @@ rounds = Table(
     Column("round_record", LargeBinary),
     Column("started", Boolean),
     Column("update_digest", LargeBinary),  # of the journalled vector; its file lies in the outbox
-    Column("join_record", LargeBinary),
+    Column("join_record", LargeBinary),  # the newest; a quorum site that restarted joins again
+    Column("former_joins", LargeBinary),  # digests, 32 bytes each, of those before it
     Column("plan_record", LargeBinary),
     Column("attempt", Integer),  # may grow, never shrink; set before anything is sent
     Column("chunk_count", Integer),
     Column("ciphertext_root", LargeBinary),
+    Column("share_root", LargeBinary),  # quorum
     Column("commit_record", LargeBinary),
+    Column("acknowledgement", LargeBinary),  # quorum: signed, before it is sent
+    Column("answered_close", LargeBinary),  # quorum: digest of the one close record this site answers, ever
     Column("closing_record", LargeBinary),  # close or abort
     Column("transcript", LargeBinary),  # after the closing record
     Column("aborted", Boolean),

@@ -167,7 +167,7 @@ def quorum(kit, monkeypatch):
 
 def test_a_quorum_study_gets_its_threshold_and_verification(kit, quorum):
     seen = kit.trust(kit.build(quorum)).manifest
-    assert (seen.threshold, seen.colluders, seen.collective_verification) == (3, 0, True)
+    assert (seen.threshold, seen.colluders, seen.collective_verification) == (3, 1, True)
     assert kit.trust(
         kit.build(kit.edited(('to = "sites"', 'to = "coordinator"'), text=quorum))
     ).manifest.release_to

@@ -28,11 +28,11 @@ from cipherward.proto.v1 import coordinator_pb2 as cp
 from cipherward.proto.v1 import round_pb2 as rp
 from cipherward.proto.v1 import study_pb2 as sp
 from cipherward.site_agent.daemon.admission import admit
-from cipherward.site_agent.daemon.keys import SharedKeys
 from cipherward.site_agent.daemon.logging import make_logger
 from cipherward.site_agent.daemon.participation import Participation
 from cipherward.site_agent.daemon.release import Release
 from cipherward.site_agent.daemon.resync import Resync
+from cipherward.site_agent.daemon.shared_key import SharedKeyProtection
 from cipherward.site_agent.daemon.site import Site
 from cipherward.site_agent.daemon.study import Study
 from cipherward.site_agent.daemon.upload import Upload
@@ -105,7 +105,7 @@ class PlayedCoordinator:
         self.joins.append(record)
 
     def upload_state(self, header):
-        return len(self.uploads.get(header.attempt, []))
+        return cp.UploadState(chunks_stored=len(self.uploads.get(header.attempt, [])))
 
     def upload(self, messages):
         messages = iter(messages)
@@ -113,7 +113,7 @@ class PlayedCoordinator:
         for message in messages:
             assert message.index == len(chunks) and merkle.leaf_hash(message.data) == message.leaf_hash
             chunks.append(message.data)
-        return len(chunks)
+        return cp.UploadState(chunks_stored=len(chunks))
 
     def post_commit(self, study, record):
         self.commits.append(record)
@@ -263,13 +263,13 @@ class World:
     def attach(self):
         """What a (re)started agent has: nothing but its disk."""
         study = Study(self.site, self.coordinator, STUDY)
-        keys = SharedKeys(study)
+        protection = SharedKeyProtection(study)
         return SimpleNamespace(
             study=study,
-            keys=keys,
-            participation=Participation(study, keys),
-            upload=Upload(study, keys),
-            release=Release(study, keys),
+            keys=protection.keys,
+            participation=Participation(study, protection),
+            upload=Upload(study, protection),
+            release=Release(study, protection),
             resync=Resync(study, self.site.clock),
         )
 

@@ -301,7 +301,7 @@ def test_a_damaged_outbox_means_a_new_attempt(world):
     with pytest.raises(UnavailableError):
         agent.upload.upload_and_commit(1, digest)
     del world.coordinator.upload
-    path = world.site.folder.outbox(STUDY, 1) / "attempt-1" / "000000"
+    path = world.site.folder.outbox(STUDY, 1) / "attempt-1.chunks"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     world.attach().upload.upload_and_commit(1, digest)
     assert list(world.coordinator.uploads) == [2]

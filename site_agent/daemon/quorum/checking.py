@@ -1,0 +1,161 @@
+"""Collective verification: each chunk of the encrypted sum is added up again by c + 1 sites, so that one of them
+is honest. Sums of ciphertexts are public arithmetic, and single ciphertexts are safe to show to a site that
+cannot open them. Without this a coordinator could alter the sum and nobody would notice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+from cipherward.crypto import merkle
+from cipherward.crypto.labels import Label
+from cipherward.crypto.quorum_records import (
+    Coverage,
+    check_update_chunk,
+    checkers,
+    coverage,
+    verify_sum_check,
+)
+from cipherward.crypto.suites.registry import suite
+from cipherward.errors import FormatError, UnavailableError, VerificationError
+from cipherward.proto.v1.round_pb2 import SumCheck
+from cipherward.site_agent.daemon.study import Closed, Study
+from cipherward.site_agent.daemon.sums import StoredSum
+
+BATCH = 16
+"""Chunks asked for in one call: a call that breaks off is repeated."""
+LEAST_TURN_SECONDS = 5.0
+TURNS = 4.0
+"""A site that has not signed after this many times as long as this one took is taken to be absent, and the next
+in the chunk's order steps in."""
+WAIT_SECONDS, POLL_SECONDS = 3.0, 0.1
+
+
+class Checking:
+    """One study's. Keeps what this site found about the chunks of the round in progress."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self.forget()
+
+    def forget(self) -> None:
+        """The round is over."""
+        self._found: dict[int, bool] = {}
+        self._posted: tuple[bytes, int] | None = None
+        self._own_seconds = 0.0
+        self._since: float | None = None
+
+    def check_own_part(self, round_number: int, closed: Closed, total: StoredSum) -> None:
+        """Add up the chunks that are this site's to check, and sign what was found."""
+        started = time.monotonic()
+        self._check(round_number, closed, total, self._due(closed, len(total.leaves), 0))
+        self._own_seconds = max(self._own_seconds, time.monotonic() - started)
+        self._post(round_number, closed)
+
+    def wait_until_covered(self, round_number: int, closed: Closed, total: StoredSum) -> None:
+        """Return once every chunk has c + 1 signed checks.
+
+        Raises UnavailableError while some have not, VerificationError for a sum of which a chunk is wrong.
+        """
+        self.check_own_part(round_number, closed, total)
+        end = time.monotonic() + WAIT_SECONDS
+        self._since = self._since or time.monotonic()
+        while True:
+            state = self._coverage(round_number, closed, len(total.leaves))
+            self._check(round_number, closed, total, list(state.wrong))
+            self._refuse_wrong(round_number, closed, state)
+            if not state.missing:
+                return
+            turn = max(LEAST_TURN_SECONDS, TURNS * self._own_seconds)
+            later = int((time.monotonic() - self._since) / turn)
+            due = set(state.missing) & set(self._due(closed, len(total.leaves), later))
+            if due - self._found.keys():
+                self._check(round_number, closed, total, sorted(due))
+                self._post(round_number, closed)
+            elif time.monotonic() > end:
+                raise UnavailableError(
+                    f"{len(state.missing)} of {len(total.leaves)} chunks of the sum of round {round_number} "
+                    "are not checked by enough sites yet"
+                )
+            else:
+                time.sleep(POLL_SECONDS)
+
+    def _due(self, closed: Closed, count: int, later: int) -> list[int]:
+        """The chunks that this site is to check when ``later`` sites before it are taken to be absent."""
+        name, members = self._study.site.name, closed.plan.members
+        last = self._study.trust(closed.record.round).manifest.colluders + later
+        return [
+            index for index in range(count) if checkers(closed.digest, members, index).index(name) <= last
+        ]
+
+    def _check(self, round_number: int, closed: Closed, total: StoredSum, indices: Sequence[int]) -> None:
+        left = [index for index in indices if index not in self._found]
+        trust = self._study.trust(round_number)
+        if not left:
+            return
+        with suite(trust.manifest.suite.name).chunk_adder(trust.params) as adder:
+            for start in range(0, len(left), BATCH):
+                batch = left[start : start + BATCH]
+                chunks = self._update_chunks(round_number, closed, batch)
+                for index in batch:
+                    added = adder.add(islice(chunks, len(closed.cohort)), index, total.length)
+                    self._found[index] = merkle.leaf_hash(added) == total.leaves[index]
+
+    def _update_chunks(self, round_number: int, closed: Closed, batch: list[int]) -> Iterator[bytes]:
+        """Each chunk of the batch from every update in U, as its site committed it."""
+        stream = self._study.client.update_chunks(self._study.name, round_number, batch)
+        for index in batch:
+            for contribution in closed.record.contributions:
+                chunk = next(stream, None)
+                if chunk is None or chunk.index != index:
+                    raise FormatError("the coordinator sends other chunks of the updates than were asked for")
+                check_update_chunk(chunk, closed.record, contribution)
+                yield chunk.data
+
+    def _post(self, round_number: int, closed: Closed) -> None:
+        if not self._found or self._posted == (closed.digest, len(self._found)):
+            return
+        study = self._study
+        signed = study.site.sign(
+            Label.SUM_CHECK,
+            SumCheck(
+                manifest_digest=study.trust(round_number).digest,
+                close_digest=closed.digest,
+                round=round_number,
+                site=study.site.name,
+                right=sorted(index for index, right in self._found.items() if right),
+                wrong=sorted(index for index, right in self._found.items() if not right),
+            ),
+        )
+        study.client.post_sum_check(study.name, signed)
+        self._posted = (closed.digest, len(self._found))
+
+    def _coverage(self, round_number: int, closed: Closed, count: int) -> Coverage:
+        study, trust = self._study, self._study.trust(round_number)
+        checks: dict[str, SumCheck] = {}
+        for signed in study.client.sum_checks(study.name, round_number, len(closed.plan.members)):
+            name = signed.signer.rpartition("/")[2]
+            try:
+                checks[name] = verify_sum_check(signed, trust, closed.plan, closed.digest, count, name)
+            except VerificationError as error:
+                study.log.warning("a sum check is refused", round=round_number, sender=name, error=str(error))
+        return coverage(checks, trust.manifest.colluders, count)
+
+    def _refuse_wrong(self, round_number: int, closed: Closed, state: Coverage) -> None:
+        wrong = sorted(index for index, right in self._found.items() if not right)
+        if wrong:
+            self._study.journal.incident(
+                round_number, f"chunk {wrong[0]} of the sum is not the sum of the updates", closed.signed
+            )
+            raise VerificationError(
+                f"chunk {wrong[0]} of the sum of round {round_number} is not the sum of the updates",
+                why="this site added it up itself: the coordinator altered the sum",
+                fix="Tell the consortium's admin; the signed close record is kept as evidence",
+            )
+        for index, accusers in state.wrong.items():
+            # This site has just found it right: whoever says otherwise is mistaken or lies.
+            names = ", ".join(accusers)
+            self._study.log.warning(
+                "a right chunk was called wrong", round=round_number, chunk=index, members=names
+            )
