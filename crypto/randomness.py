@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import builtins
 import os
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -22,6 +22,8 @@ _WORD = np.dtype("<u8")
 _CHUNK = 1 << 18
 """Normal deviates made at a time: bounds the scratch memory of ``gaussian`` to some 30 MB."""
 _TERMS = 4
+_ZEROS = builtins.bytes(1 << 18)
+"""What a keystream is added to: encrypting zeros gives the keystream itself."""
 
 
 class KeyStream:
@@ -34,13 +36,16 @@ class KeyStream:
 
     __slots__ = ("_encryptor", "_process")
 
-    def __init__(self, key: builtins.bytes | None = None) -> None:
-        """``key``: 32 bytes, for tests and vectors only; by default a fresh one from the operating system."""
+    def __init__(self, key: builtins.bytes | None = None, block: int = 0) -> None:
+        """``key``: 32 bytes that were derived; by default fresh ones from the operating system.
+
+        ``block``: where in the keystream to begin, as the 128-bit counter of its 16-byte blocks.
+        """
         if key is None:
             key = os.urandom(KEY_BYTES)
         if len(key) != KEY_BYTES:
             raise UsageError(f"a stream key has {KEY_BYTES} bytes, not {len(key)}")
-        self._encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+        self._encryptor = Cipher(algorithms.AES(key), modes.CTR(block.to_bytes(16, "big"))).encryptor()
         self._process = os.getpid()
 
     def __repr__(self) -> str:
@@ -51,13 +56,24 @@ class KeyStream:
 
     def bytes(self, count: int) -> builtins.bytes:
         """The next ``count`` bytes of the stream. Raises UsageError in a process forked after creation."""
+        self._refuse_in_a_copy()
+        return self._encryptor.update(bytes(count))
+
+    def fill(self, out: NDArray[Any]) -> None:
+        """Overwrite a C-contiguous array with the next ``out.nbytes`` bytes. UsageError as ``bytes``."""
+        self._refuse_in_a_copy()
+        octets = out.data.cast("B")
+        for start in range(0, len(octets), len(_ZEROS)):
+            part = octets[start : start + len(_ZEROS)]
+            self._encryptor.update_into(memoryview(_ZEROS)[: len(part)], part)
+
+    def _refuse_in_a_copy(self) -> None:
         if os.getpid() != self._process:
             raise UsageError(
                 "this random stream was made by another process",
                 why="a forked copy would repeat its parent's noise",
                 fix="Make a KeyStream in each process",
             )
-        return self._encryptor.update(bytes(count))
 
     def uniform53(self, count: int) -> NDArray[np.float64]:
         """``count`` multiples of 2**-53, uniform over [0, 1). Shape (count,), float64."""

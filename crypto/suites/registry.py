@@ -13,6 +13,7 @@ from cipherward.crypto.suites.base import Suite
 from cipherward.errors import UsageError
 
 PACKAGES = {
+    "quorum": "cipherward.crypto.quorum",
     "shared-key": "cipherward.crypto.shared_key",
 }
 

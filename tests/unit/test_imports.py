@@ -33,6 +33,14 @@ KEYS = (
     "cipherward.crypto.shared_key.site",
     "cipherward.crypto.shared_key.keys",
     "cipherward.crypto.shared_key.native_keys",
+    "cipherward.crypto.quorum.chunks",
+    "cipherward.crypto.quorum.cipher",
+    "cipherward.crypto.quorum.key",
+    "cipherward.crypto.quorum.ring",
+    "cipherward.crypto.quorum.sampling",
+    "cipherward.crypto.quorum.sealed",
+    "cipherward.crypto.quorum.shamir",
+    "cipherward.crypto.quorum.site",
     "cipherward.crypto.pki.consortium_folder",
     "cipherward.crypto.shared_key.site_worker",
     "cipherward.site_agent",
@@ -152,7 +160,7 @@ def coordinator_modules() -> list[str]:
 
 
 def test_the_serving_process_loads_no_key_no_native_code_no_torch() -> None:
-    suites = ["cipherward.crypto.shared_key.public"]
+    suites = ["cipherward.crypto.shared_key.public", "cipherward.crypto.quorum.public"]
     loaded = loaded_by([*coordinator_modules(), *suites])
     assert "cipherward.coordinator.daemon.service" in loaded
     assert belongs(loaded, (*KEYS, *NATIVE, *HEAVY)) == []

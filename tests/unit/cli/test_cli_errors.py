@@ -144,7 +144,7 @@ def test_nobody_unknown_is_revoked(cli, here):
 @pytest.mark.parametrize(
     ("status", "words", "change"),
     [
-        (2, "no suite 'quorum', because this version has", ('"shared-key"', '"quorum"')),
+        (2, "no suite 'lattice', because this version has", ('"shared-key"', '"lattice"')),
         (2, "minimum cohort k is 1", ("minimum = 2", "minimum = 1")),
         (2, "study.round, because there is no such setting", ("rounds = 5", "rounds = 5\nround = 6")),
         (2, "site/geneva has no credential", ("# Left out: every approved site.", 'sites = ["geneva"]')),

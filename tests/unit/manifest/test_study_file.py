@@ -1,15 +1,11 @@
 """Nonsense in study.toml or the roster is refused when the study is signed."""
 
-from types import SimpleNamespace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cipherward.crypto import manifest as manifest_module
 from cipherward.crypto import manifest_rules
 from cipherward.crypto.study_file import StudyFile
-from cipherward.crypto.suites.base import KeyLifetime
 from cipherward.crypto.suites.registry import suite
 from cipherward.errors import CipherwardError, IdentityError, UsageError, VerificationError
 
@@ -82,7 +78,6 @@ def test_a_study_without_privacy_says_so_in_full(kit):
         ([('release_to = "sites"', 'release_to = "coordinator"')], "cannot be released to 'coordinator'"),
         ([('key_maker = "cleveland"', 'key_maker = "basel"')], "key's maker is 'basel'"),
         ([('key_maker = "cleveland"', 'key_maker = ""')], "key's maker is ''"),
-        ([('name = "shared-key"', 'name = "quorum"')], "no suite 'quorum'"),
         ([('name = "shared-key"', 'name = "plaintext"')], "no suite 'plaintext'"),
         ([("seal-4096-48", "seal-1024-99")], "no parameter set"),
         ([("bound = 64.0", "bound = 1e12")], "bound"),
@@ -153,16 +148,13 @@ def test_an_empty_or_doubled_roster_is_refused(kit):
 
 
 @pytest.fixture
-def quorum(kit, monkeypatch):
-    """A suite that opens by threshold, with the shared-key suite's sizes."""
-    sets = suite("shared-key").parameters
-
-    def find(name):
-        return SimpleNamespace(key_lifetime=KeyLifetime.ATTEMPT, parameters=sets)
-
-    for module in (manifest_rules, manifest_module):
-        monkeypatch.setattr(module, "suite", find)
-    return kit.edited(('name = "shared-key"', 'name = "quorum"'), ('key_maker = "cleveland"', ""))
+def quorum(kit):
+    """A study whose sums are opened by threshold."""
+    return kit.edited(
+        ('name = "shared-key"', 'name = "quorum"'),
+        ("seal-4096-48", "q32"),
+        ('key_maker = "cleveland"', ""),
+    )
 
 
 def test_a_quorum_study_gets_its_threshold_and_verification(kit, quorum):
