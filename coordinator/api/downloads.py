@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 
 from cipherward import __version__
 from cipherward.coordinator.api.dispatch import Call
-from cipherward.coordinator.api.posts import not_found
+from cipherward.coordinator.api.posting import not_found
 from cipherward.coordinator.daemon.core import Core
 from cipherward.coordinator.daemon.view import StudyView, sum_set
 from cipherward.coordinator.rounds.state import Phase

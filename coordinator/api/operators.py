@@ -9,7 +9,7 @@ import secrets
 from collections.abc import AsyncIterator
 
 from cipherward.coordinator.api.dispatch import Call
-from cipherward.coordinator.api.posts import not_found
+from cipherward.coordinator.api.posting import not_found
 from cipherward.coordinator.api.status import study_status
 from cipherward.coordinator.blobs.writer import SegmentWriter
 from cipherward.coordinator.daemon.core import Core

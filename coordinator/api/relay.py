@@ -7,7 +7,7 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from cipherward.coordinator.api.dispatch import Call
-from cipherward.coordinator.api.posts import not_found
+from cipherward.coordinator.api.posting import not_found
 from cipherward.coordinator.blobs.writer import SegmentWriter
 from cipherward.coordinator.daemon.core import Core
 from cipherward.coordinator.daemon.view import StudyView

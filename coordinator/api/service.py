@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 
 import grpc
-from google.protobuf.message import Message
 
-from cipherward.coordinator.api.dispatch import Call, Streaming, Unary
+from cipherward.coordinator.api.dispatch import Streaming, Unary
 from cipherward.coordinator.api.downloads import Downloads
 from cipherward.coordinator.api.operators import Operators
 from cipherward.coordinator.api.policy import MAX_MESSAGE
-from cipherward.coordinator.api.posts import Posts, not_in_this_suite
+from cipherward.coordinator.api.posts import Posts
+from cipherward.coordinator.api.quorum_downloads import QuorumDownloads
+from cipherward.coordinator.api.quorum_posts import QuorumPosts
 from cipherward.coordinator.api.relay import Relay
 from cipherward.coordinator.api.uploads import Uploads
 from cipherward.coordinator.api.watch import Watch
@@ -32,13 +33,10 @@ OPTIONS = (
 )
 
 
-async def _no_stream_in_this_suite(call: Call, request: Message) -> AsyncGenerator[Message, None]:
-    yield await not_in_this_suite(call, request)
-
-
 def implementation(core: Core) -> Mapping[str, Unary | Streaming]:
     """Handlers by the name of their RPC."""
     downloads, posts, uploads = Downloads(core), Posts(core), Uploads(core)
+    quorum, members = QuorumPosts(core), QuorumDownloads(core)
     relay, operators, watch = Relay(core), Operators(core), Watch(core)
     return {
         "Hello": downloads.hello,
@@ -51,14 +49,14 @@ def implementation(core: Core) -> Mapping[str, Unary | Streaming]:
         "GetUploadState": uploads.state,
         "Upload": uploads.upload,
         "PostCommit": posts.commit,
-        "GetShares": _no_stream_in_this_suite,
-        "PostAcknowledgement": not_in_this_suite,
-        "PostAnswer": not_in_this_suite,
-        "GetAnswers": _no_stream_in_this_suite,
+        "GetShares": members.shares,
+        "PostAcknowledgement": quorum.acknowledgement,
+        "PostAnswer": quorum.answer,
+        "GetAnswers": members.answers,
         "GetSum": downloads.sum,
-        "GetUpdateChunks": _no_stream_in_this_suite,
-        "PostSumCheck": not_in_this_suite,
-        "GetSumChecks": _no_stream_in_this_suite,
+        "GetUpdateChunks": members.update_chunks,
+        "PostSumCheck": quorum.sum_check,
+        "GetSumChecks": members.sum_checks,
         "PostModelReport": posts.report,
         "GetModelReports": downloads.reports,
         "PutRelay": relay.put,

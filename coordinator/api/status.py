@@ -33,6 +33,10 @@ def _site(core: Core, view: StudyView, name: str) -> SiteStatus:
     chunks = core.presence.chunks(view.name, state.round, name)
     if name in state.reports:
         step = "reported"
+    elif name in state.answers:
+        step = "answered"
+    elif name in state.acknowledgements:
+        step = "acknowledged"
     elif name in state.commits:
         step = "committed"
     elif chunks:

@@ -1,4 +1,5 @@
-"""Uploads: chunks in order, checked, staged in segments; resumable at any chunk after any break.
+"""Uploads: chunks in order, in the quorum suite followed by one sealed share for each member of J; checked, staged
+in segments; resumable at any chunk or share after any break.
 
 Memory holds one segment for each of the 16 uploads that are let in; the others wait unread at their senders.
 """
@@ -10,13 +11,19 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from cipherward.coordinator.api.dispatch import Call
-from cipherward.coordinator.blobs.writer import SEGMENT_BYTES, SegmentWriter
+from cipherward.coordinator.api.staging import ChunkStage, ShareStage, Stage, shares_of
+from cipherward.coordinator.blobs.writer import SEGMENT_BYTES
 from cipherward.coordinator.daemon.core import Core
-from cipherward.coordinator.daemon.view import StudyView, Version, update_prefix, update_set
+from cipherward.coordinator.daemon.view import (
+    StudyView,
+    share_prefix,
+    share_set,
+    update_prefix,
+    update_set,
+)
 from cipherward.coordinator.rounds.state import Phase
 from cipherward.coordinator.store.chunks import Segment
 from cipherward.coordinator.store.database import Transaction
-from cipherward.crypto.merkle import leaf_hash
 from cipherward.errors import ConflictError, FormatError, LateError, ProtocolError, UnavailableError
 from cipherward.proto.v1.coordinator_pb2 import UploadHeader, UploadMessage, UploadState
 
@@ -40,17 +47,20 @@ class Uploads:
         self._active: dict[tuple[str, str], _Active] = {}
 
     async def state(self, call: Call, request: UploadHeader) -> UploadState:
-        """How many chunks of the attempt are durable."""
+        """How many chunks and shares of the attempt are durable."""
         view = self._view(call, request)
         self._core.traffic.up(request.study, request.round, request)
-        name = update_set(view.name, request.round, call.name, request.attempt)
-        stored = await self._core.writer.transaction(lambda t: t.chunks.count(name))
-        reply = UploadState(chunks_stored=stored)
+        key = (view.name, request.round, call.name, request.attempt)
+        reply = await self._core.writer.transaction(
+            lambda t: UploadState(
+                chunks_stored=t.chunks.count(update_set(*key)), shares_stored=t.chunks.count(share_set(*key))
+            )
+        )
         self._core.traffic.down(request.study, request.round, reply)
         return reply
 
     async def upload(self, call: Call, messages: AsyncIterator[UploadMessage]) -> UploadState:
-        """Header, then chunks from the first that is not stored yet."""
+        """Header, then chunks and shares from the first that is not stored yet."""
         first = await anext(messages, None)
         if first is None or not first.HasField("header") or first.data:
             raise FormatError("an upload does not begin with its header")
@@ -65,12 +75,11 @@ class Uploads:
                 before.stop.set()
                 await before.ended.wait()
             async with self._core.admission:
-                stored = await self._receive(call, view, header, messages, mine.stop)
+                reply = await self._receive(call, view, header, messages, mine.stop)
         finally:
             mine.ended.set()
             if self._active.get(key) is mine:
                 del self._active[key]
-        reply = UploadState(chunks_stored=stored)
         self._core.traffic.down(header.study, header.round, reply)
         return reply
 
@@ -91,33 +100,36 @@ class Uploads:
             raise FormatError("an attempt's number is 1 or more")
         return view
 
-    async def _begin(self, call: Call, view: StudyView, header: UploadHeader) -> int:
-        """Chunks stored of this attempt; lower attempts are given up for it."""
+    async def _begin(self, call: Call, view: StudyView, header: UploadHeader) -> tuple[int, int]:
+        """Chunks and shares stored of this attempt; lower attempts are given up for it."""
         blobs: list[str] = []
+        key = (view.name, header.round, call.name, header.attempt)
 
-        def begin(t: Transaction) -> int:
-            state = self._core.studies.require(view.name).state
-            own = update_set(view.name, header.round, call.name, header.attempt)
-            committed = state.commits.get(call.name)
+        def stored(t: Transaction) -> tuple[int, int]:
+            return t.chunks.count(update_set(*key)), t.chunks.count(share_set(*key))
+
+        def begin(t: Transaction) -> tuple[int, int]:
+            committed = self._core.studies.require(view.name).state.commits.get(call.name)
             if committed is not None:
                 if committed.attempt != header.attempt:
                     raise ConflictError(
                         f"{call.name} already committed attempt {committed.attempt} of round {header.round}"
                     )
-                return t.chunks.count(own)
+                return stored(t)
             self._still_open(call, view, header)
-            prefix = f"{update_prefix(view.name, header.round)}{call.name}/"
-            for name in t.chunks.names(prefix):
-                attempt = int(name.removeprefix(prefix))
-                if attempt > header.attempt:
-                    raise ConflictError(f"{call.name} already began attempt {attempt}")
-                if attempt < header.attempt:
-                    blobs.extend(t.chunks.drop(name))
-            return t.chunks.count(own)
+            for prefix in (update_prefix(view.name, header.round), share_prefix(view.name, header.round)):
+                own = f"{prefix}{call.name}/"
+                for name in t.chunks.names(own):
+                    attempt = int(name.removeprefix(own))
+                    if attempt > header.attempt:
+                        raise ConflictError(f"{call.name} already began attempt {attempt}")
+                    if attempt < header.attempt:
+                        blobs.extend(t.chunks.drop(name))
+            return stored(t)
 
-        stored = await self._core.writer.transaction(begin)
+        counts = await self._core.writer.transaction(begin)
         await asyncio.to_thread(self._core.blobs.delete, blobs)
-        return stored
+        return counts
 
     def _still_open(self, call: Call, view: StudyView, header: UploadHeader) -> None:
         state = self._core.studies.require(view.name).state
@@ -134,55 +146,53 @@ class Uploads:
         header: UploadHeader,
         messages: AsyncIterator[UploadMessage],
         stop: asyncio.Event,
-    ) -> int:
-        version = view.version(header.round)
-        count = version.params.chunk_count(version.length)
+    ) -> UploadState:
         stored = await self._begin(call, view, header)
-        writer = SegmentWriter(self._core.blobs, stored)
-        pending: list[UploadMessage] = []
-        name = update_set(view.name, header.round, call.name, header.attempt)
+        key = (view.name, header.round, call.name, header.attempt)
+        blobs, version = self._core.blobs, view.version(header.round)
+        chunks = ChunkStage(update_set(*key), stored[0], blobs, version)
+        shares = ShareStage(share_set(*key), stored[1], blobs, shares_of(view, version))
 
-        async def flush() -> None:
-            nonlocal stored
-            batch, pending[:] = list(pending), []
-            segment = await asyncio.to_thread(_check_and_write, writer, version, batch)
-            if segment is None:
-                return
-            await self._record(call, view, header, name, segment)
-            stored = segment.end
-            self._core.presence.uploaded(view.name, header.round, call.name, stored)
-            self._core.metrics.stored(sum(segment.sizes))
-            self._core.watching.wake_operators()
+        one_at_a_time = asyncio.Lock()
 
-        received, waiting = stored, 0
+        async def write_and_record(stage: Stage) -> None:
+            async with one_at_a_time:
+                segment = await asyncio.to_thread(stage.write)
+                if segment is None:
+                    return
+                await self._record(call, view, header, stage.name, segment)
+                stage.stored = segment.end
+                self._core.presence.uploaded(view.name, header.round, call.name, chunks.stored)
+                self._core.metrics.stored(sum(segment.sizes))
+                self._core.watching.wake_operators()
+
+        async def flush(stage: Stage) -> None:
+            # A caller that hangs up must not come between a segment and its record: what is written and what
+            # is recorded could then differ.
+            await asyncio.shield(write_and_record(stage))
+
+        stage: Stage = chunks
         source = _Timed(messages, stop)
         try:
             async for message in source:
                 self._core.traffic.up(header.study, header.round, message)
-                if message.HasField("header") or message.HasField("share"):
-                    raise FormatError("an upload of this suite holds chunks only")
-                if message.index != received:
-                    raise ProtocolError(
-                        f"chunk {message.index} came where {received} was expected",
-                        fix="Ask GetUploadState where to resume",
-                    )
-                if received >= count:
-                    raise FormatError(f"an update of this study has {count} chunks")
-                if len(message.data) != version.params.upload_chunk_bytes(message.index, version.length):
-                    raise FormatError(f"chunk {message.index} has {len(message.data)} bytes, not its size")
-                pending.append(message)
-                received, waiting = received + 1, waiting + len(message.data)
-                if waiting >= SEGMENT_BYTES:
-                    await flush()
-                    waiting = 0
+                if message.HasField("header"):
+                    raise FormatError("an upload has one header")
+                if message.HasField("share") and stage is chunks:
+                    await flush(chunks)
+                    shares.require_begin(chunks)
+                    stage = shares
+                stage.take(message)
+                if stage.waiting >= SEGMENT_BYTES:
+                    await flush(stage)
                     source.restart()
         except (UnavailableError, asyncio.CancelledError):
-            await asyncio.shield(flush())  # what came whole need not come again
+            await flush(stage)  # what came whole need not come again
             raise
         finally:
             source.close()
-        await flush()
-        return stored
+        await flush(stage)
+        return UploadState(chunks_stored=chunks.stored, shares_stored=shares.stored)
 
     async def _record(
         self, call: Call, view: StudyView, header: UploadHeader, name: str, segment: Segment
@@ -200,18 +210,6 @@ class Uploads:
         except BaseException:
             await asyncio.to_thread(self._core.blobs.delete, [segment.blob])
             raise
-
-
-def _check_and_write(writer: SegmentWriter, version: Version, batch: list[UploadMessage]) -> Segment | None:
-    """Check each chunk's digest and structure, without native code, and make them durable. In a thread."""
-    for message in batch:
-        if leaf_hash(message.data) != message.leaf_hash:
-            raise FormatError(
-                f"chunk {message.index} does not have the digest sent with it", why="it was damaged"
-            )
-        version.params.check_upload_chunk(message.data, message.index, version.length)
-        writer.add(message.data, message.leaf_hash)
-    return writer.flush()
 
 
 class _Timed:

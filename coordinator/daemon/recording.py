@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from cipherward.clock import Clock
-from cipherward.coordinator.daemon.view import StudyView, sum_set, update_prefix
+from cipherward.coordinator.daemon.view import (
+    StudyView,
+    answer_prefix,
+    share_prefix,
+    sum_set,
+    update_prefix,
+)
 from cipherward.coordinator.rounds.effects import (
     Discard,
     Effect,
@@ -19,7 +25,7 @@ from cipherward.coordinator.rounds.effects import (
     StartSum,
 )
 from cipherward.coordinator.store.database import Transaction
-from cipherward.coordinator.store.studies import COMMIT, JOIN
+from cipherward.coordinator.store.studies import ACKNOWLEDGEMENT, ANSWER, COMMIT, JOIN, SUM_CHECK
 from cipherward.crypto.labels import Label
 from cipherward.crypto.records import verify_plan
 from cipherward.crypto.signing import SigningKey, parse, record_digest
@@ -69,11 +75,17 @@ class Recorder:
                 case StartSum():
                     after.sums.append(effect)
                 case Discard():
-                    # The sum is kept for one more round, for sites that are a little behind.
-                    names = t.chunks.names(update_prefix(view.name, effect.round))
-                    for name in [*names, sum_set(view.name, effect.round - 1)]:
-                        after.blobs += t.chunks.drop(name)
+                    self._discard(t, view, effect.round, after)
         return view
+
+    def _discard(self, t: Transaction, view: StudyView, number: int, after: Afterwards) -> None:
+        prefixes = (update_prefix, share_prefix, answer_prefix)
+        names = [name for prefix in prefixes for name in t.chunks.names(prefix(view.name, number))]
+        # The sum is kept for one more round, for sites that are a little behind.
+        for name in [*names, sum_set(view.name, number - 1)]:
+            after.blobs += t.chunks.drop(name)
+        # A late site gets the model from a peer: it opens no old sum.
+        t.studies.drop_posts(view.name, number, (ACKNOWLEDGEMENT, ANSWER, SUM_CHECK))
 
     def _sign_round(self, t: Transaction, view: StudyView, effect: SignRound) -> StudyView:
         record = RoundRecord(

@@ -97,8 +97,11 @@ class StudyView:
             )
 
 
+# Names of chunk sets
+
+
 def update_set(study: str, round_number: int, site: str, attempt: int) -> str:
-    """Name of the chunk set of an update."""
+    """Of an update."""
     return f"{update_prefix(study, round_number)}{site}/{attempt}"
 
 
@@ -107,6 +110,26 @@ def update_prefix(study: str, round_number: int) -> str:
     return f"{study}/{round_number}/update/"
 
 
+def share_set(study: str, round_number: int, site: str, attempt: int) -> str:
+    """Quorum: of the sealed shares that go with an update, one for each member of J."""
+    return f"{share_prefix(study, round_number)}{site}/{attempt}"
+
+
+def share_prefix(study: str, round_number: int) -> str:
+    """What the names of all sets of shares of a round begin with."""
+    return f"{study}/{round_number}/shares/"
+
+
+def answer_set(study: str, round_number: int, site: str) -> str:
+    """Quorum: of the sealed keys of a site's answer, one for each member of J."""
+    return f"{answer_prefix(study, round_number)}{site}"
+
+
+def answer_prefix(study: str, round_number: int) -> str:
+    """What the names of all answers' sets of a round begin with."""
+    return f"{study}/{round_number}/answers/"
+
+
 def sum_set(study: str, round_number: int) -> str:
-    """Name of the chunk set of a round's sum."""
+    """Of a round's sum."""
     return f"{study}/{round_number}/sum"

@@ -133,7 +133,9 @@ def _key_stored(_rules: StudyRules, state: State, event: KeyStored, _now: float)
 
 def _same_round(state: State, round_number: int, what: str) -> None:
     if round_number < state.round:
-        raise LateError(f"a {what} for round {round_number} came late", why=f"round {state.round} has begun")
+        raise LateError(
+            f"the {what} for round {round_number} came late", why=f"round {state.round} has begun"
+        )
     if round_number > state.round or state.phase is Phase.KEYS:
         raise ProtocolError(f"round {round_number} is not open", why=f"the study is at round {state.round}")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, delete, select, update
 
 from cipherward.coordinator.rounds import codec
 from cipherward.coordinator.rounds.state import State
@@ -14,6 +15,7 @@ from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.coordinator_pb2 import RecordKind
 
 JOIN, COMMIT, REPORT = "join", "commit", "report"
+ACKNOWLEDGEMENT, ANSWER, SUM_CHECK = "acknowledgement", "answer", "sum-check"  # quorum
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,27 @@ class StudyTable:
             posts.c.study == study, posts.c.round == round_number, posts.c.kind == kind
         )
         return {row.site: _signed(row.signed) for row in self._connection.execute(found.order_by("site"))}
+
+    def posts_of(
+        self, study: str, round_number: int, kind: str, sites: Sequence[str]
+    ) -> list[tuple[str, Signed]]:
+        """The posts of that kind by those of ``sites`` that made one, in their order."""
+        found = select(posts.c.site, posts.c.signed).where(
+            posts.c.study == study,
+            posts.c.round == round_number,
+            posts.c.kind == kind,
+            posts.c.site.in_(sites),
+        )
+        made = {row.site: row.signed for row in self._connection.execute(found)}
+        return [(site, _signed(made[site])) for site in sites if site in made]
+
+    def drop_posts(self, study: str, round_number: int, kinds: Sequence[str]) -> None:
+        """Forget what sites posted of those kinds in the round."""
+        self._connection.execute(
+            delete(posts).where(
+                posts.c.study == study, posts.c.round == round_number, posts.c.kind.in_(kinds)
+            )
+        )
 
     def open_round(self, study: str, round_number: int, now: float) -> None:
         """Begin a round's figures."""

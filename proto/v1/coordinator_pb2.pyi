@@ -782,7 +782,7 @@ class SiteStatus(_message.Message):
     connected: _builtins.bool
     last_seen: _builtins.int
     step: _builtins.str
-    """"waiting", "joined", "uploading", "committed", "reported" """
+    """"waiting", "joined", "uploading", "committed", "acknowledged", "answered", "reported" """
     chunks_stored: _builtins.int
     problem: _builtins.str
     """why the coordinator last refused it"""

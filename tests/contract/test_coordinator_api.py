@@ -469,7 +469,10 @@ async def test_steps_of_another_suite_are_refused_clearly(world: Any) -> None:
                 await getattr(anna.stub, name)(pb.PostRequest(study="trial"))
         for name in ("GetShares", "GetAnswers", "GetSumChecks"):
             async with world.refused(ProtocolError, "no such step"):
-                await anext(aiter(getattr(anna.stub, name)(pb.GetRecordRequest(study="trial"))))
+                await anext(aiter(getattr(anna.stub, name)(pb.GetRecordRequest(study="trial", round=1))))
+        async with world.refused(ProtocolError, "no such step"):
+            request = pb.GetUpdateChunksRequest(study="trial", round=1, indices=[0])
+            await anext(aiter(anna.stub.GetUpdateChunks(request)))
 
 
 async def test_who_is_not_on_the_roster(world: Any) -> None:
