@@ -44,8 +44,8 @@ class SharedKeySite:
         """From ``reveal()``'s bytes; FormatError if they are not a key of that set."""
         return SharedSecretKey(own_params(params), content)
 
-    def cipher(self, key: SecretKey, context: bytes) -> SharedKeyCipher:
-        """Encryption and opening under ``key``, in a process of its own. No plan changes anything here."""
+    def cipher(self, key: SecretKey, context: bytes, threads: int | None = None) -> SharedKeyCipher:
+        """Encryption and opening under ``key``, in one process of its own. No plan changes anything here."""
         if not isinstance(key, SharedSecretKey):
             raise UsageError(f"the key belongs to the suite {key.params.suite}")
         return SharedKeyCipher(key)

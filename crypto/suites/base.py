@@ -177,8 +177,8 @@ class SiteCipher(Protocol):
 class SiteSide(Protocol):
     """The half of a suite that holds keys. The coordinator never imports an implementation."""
 
-    def cipher(self, key: SecretKey, context: bytes) -> SiteCipher:
-        """Encryption and opening under ``key``.
+    def cipher(self, key: SecretKey, context: bytes, threads: int | None = None) -> SiteCipher:
+        """Encryption and opening under ``key``, in at most ``threads`` threads; None: as the suite sees fit.
 
         ``context`` names the plan under which it happens (manifest and plan record, framed): public
         randomness that all contributors must share follows from it, where the suite has any.

@@ -10,32 +10,39 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cipherward.crypto.suites.base import SuiteParams
+from cipherward.crypto.suites.base import KeyLifetime, SuiteParams
 from cipherward.crypto.suites.registry import PACKAGES, suite
-from cipherward.crypto.suites.site_side import study_key_side
-from cipherward.errors import VerificationError
+from cipherward.errors import UsageError, VerificationError
 from cipherward.evaluation.bench.memory import PeakMemory
 from cipherward.evaluation.bench.records import Record
 
 Report = Callable[[Record], None]
+Note = Callable[[str], None]
 REPEATS = 3
+PLAIN_SAMPLE = 4_000_000
+"""Values that the plain steps are timed on: their rate does not depend on how many more follow."""
+MOST_OF_SHARED_KEY = (10_000_000, 16)
+"""Parameters and sites up to which one key for all sites is measured: it takes hours beyond."""
 
 
-def _median_seconds(step: Callable[[], object]) -> float:
+def median_seconds(step: Callable[[], object], repeats: int = REPEATS) -> float:
+    """The median time of a few runs."""
     times = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         start = time.perf_counter()
         step()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 
-def _plain_rates(vector: NDArray[np.float32], sites: int) -> dict[str, float]:
+def plain_rates(vector: NDArray[np.float32], sites: int) -> dict[str, float]:
     """Parameters a second of the unencrypted equivalents: serialise, add up in float64, divide."""
+    vector = vector[:PLAIN_SAMPLE]
     blob = vector.tobytes()
     total = np.zeros(vector.size)
 
@@ -44,69 +51,81 @@ def _plain_rates(vector: NDArray[np.float32], sites: int) -> dict[str, float]:
             np.add(total, np.frombuffer(blob, dtype=np.float32), out=total)
 
     return {
-        "encrypt": vector.size / _median_seconds(vector.tobytes),
-        "add": sites * vector.size / _median_seconds(add),
-        "decrypt": vector.size / _median_seconds(lambda: (total / sites).astype(np.float32)),
+        "encrypt": vector.size / median_seconds(vector.tobytes),
+        "add": sites * vector.size / median_seconds(add),
+        "decrypt": vector.size / median_seconds(lambda: (total / sites).astype(np.float32)),
     }
 
 
-def _add_all(params: SuiteParams, uploads: Iterable[list[bytes]], length: int) -> list[bytes]:
-    columns = zip(*uploads, strict=True)
-    with suite(params.suite).chunk_adder(params) as adder:
-        return [adder.add(chunks, index, length) for index, chunks in enumerate(columns)]
+@dataclass(frozen=True)
+class Case:
+    """One suite, one size, one cohort."""
+
+    params: SuiteParams
+    vector: NDArray[np.float32]
+    sites: int
+    plain: dict[str, float]
+    report: Report
+
+    @property
+    def length(self) -> int:
+        """Parameters."""
+        return self.vector.size
+
+    def emit(
+        self, figure: str, value: float, unit: str, baseline: float | None = None, threads: int = 1
+    ) -> None:
+        """Report a figure."""
+        label = f"{self.params.suite}:{self.params.name}"
+        self.report(Record(figure, value, unit, label, self.length, self.sites, threads, "cpu", baseline))
+
+    def rate(self, figure: str, seconds: float, values: int, threads: int = 1) -> None:
+        """Report a speed, beside the plain one."""
+        self.emit(figure, values / seconds, "params/s", self.plain[figure], threads)
+
+    def peak_memory(self, encrypt: Callable[[], Iterable[bytes]]) -> None:
+        """Report the memory that encrypting takes besides the vector."""
+        with PeakMemory(os.getpid()) as memory:
+            for _ in encrypt():
+                pass
+        self.emit("peak_memory", memory.extra / 1e6, "MB")
+
+    def check(self, opened: NDArray[np.float64]) -> None:
+        """Report the largest error; VerificationError if it exceeds the bound: wrong results would flatter."""
+        error, bound, step = 0.0, self.params.error_bound(self.sites), 2**20
+        for start in range(0, self.length, step):
+            exact = self.sites * self.vector[start : start + step].astype(np.float64)
+            error = max(error, float(np.abs(opened[start : start + step] - exact).max()))
+        if error > bound:
+            raise VerificationError(f"the opened sum is off by {error:.3g}", why=f"the bound is {bound:.3g}")
+        self.emit("largest_error", error, "absolute", bound)
 
 
 def measure(suite_name: str, set_name: str, length: int, sites: int, report: Report) -> None:
-    """One suite, one size, one cohort. Raises VerificationError if the opened sum is wrong."""
-    params = suite(suite_name).parameters(set_name)
-    side = study_key_side(suite_name)
+    """One suite, one size, one cohort. Raises VerificationError if the opened sum is wrong, UsageError for a
+    set that is not for so many sites."""
+    from cipherward.evaluation.bench.attempt_keys import measure_attempt
+    from cipherward.evaluation.bench.study_keys import measure_study
+
+    chosen = suite(suite_name)
+    params = chosen.parameters(set_name, None, sites)
     generator = np.random.default_rng(length)  # the benchmark's data, not a key
-    vector = generator.normal(0, 0.05, length).clip(-params.bound, params.bound).astype(np.float32)
-    plain = _plain_rates(vector, sites)
-    label = f"{suite_name}:{set_name}"
-
-    def emit(figure: str, value: float, unit: str, baseline: float | None) -> None:
-        report(Record(figure, value, unit, label, length, sites, 1, "cpu", baseline))
-
-    key = side.generate_key(params)
-    with side.cipher(key, b"") as cipher:
-        upload = list(cipher.encrypt(vector))  # also starts the worker: not timed
-        emit(
-            "encrypt",
-            length / _median_seconds(lambda: [None for _ in cipher.encrypt(vector)]),
-            "params/s",
-            plain["encrypt"],
-        )
-        # Fresh ciphertexts for every site: an adder refuses the same one twice.
-        uploads = [upload, *(list(cipher.encrypt(vector)) for _ in range(sites - 1))]
-        start = time.perf_counter()
-        total = _add_all(params, uploads, length)
-        emit("add", sites * length / (time.perf_counter() - start), "params/s", plain["add"])
-        opened = cipher.open_sum(total, length, sites)
-        emit(
-            "decrypt",
-            length / _median_seconds(lambda: cipher.open_sum(total, length, sites)),
-            "params/s",
-            plain["decrypt"],
-        )
-        error = float(np.abs(opened - sites * vector.astype(np.float64)).max())
-        bound = params.error_bound(sites)
-        if error > bound:
-            raise VerificationError(f"the opened sum is off by {error:.3g}", why=f"the bound is {bound:.3g}")
-        emit("largest_error", error, "absolute", bound)
-        emit("bytes_up", sum(map(len, upload)) / length, "B/param", 4.0)
-        emit("bytes_down", sum(map(len, total)) / length, "B/param", 4.0)
-        emit("key_bytes", len(key.reveal()), "B", None)
-        with PeakMemory(os.getpid()) as memory:
-            for _ in cipher.encrypt(vector):
-                pass
-        emit("peak_memory", memory.extra / 1e6, "MB", None)
+    vector = generator.normal(0, 0.05, length).astype(np.float32)
+    np.clip(vector, -params.bound, params.bound, out=vector)
+    case = Case(params, vector, sites, plain_rates(vector, sites), report)
+    (measure_study if chosen.key_lifetime is KeyLifetime.STUDY else measure_attempt)(case)
 
 
-def run(lengths: list[int], cohorts: list[int], report: Report) -> None:
-    """All suites and parameter sets at each size and cohort."""
-    for name in sorted(PACKAGES):
-        for set_name in suite(name).parameter_sets:
-            for length in lengths:
-                for sites in cohorts:
-                    measure(name, set_name, length, sites, report)
+def run(lengths: list[int], cohorts: list[int], report: Report, note: Note) -> None:
+    """All suites and parameter sets at each size and cohort; ``note`` says what is left out, and why."""
+    for length in lengths:
+        for sites in cohorts:
+            for name in sorted(PACKAGES, reverse=True):  # shared-key first: others are compared with it
+                beyond = length > MOST_OF_SHARED_KEY[0] or sites > MOST_OF_SHARED_KEY[1]
+                if beyond and suite(name).key_lifetime is KeyLifetime.STUDY:
+                    continue
+                for set_name in suite(name).parameter_sets:
+                    try:
+                        measure(name, set_name, length, sites, report)
+                    except UsageError as error:
+                        note(f"{name}:{set_name} is not for {sites} sites: {error.what}")

@@ -14,7 +14,7 @@ import pytest
 
 from cipherward.crypto.suites.registry import PACKAGES, suite
 from cipherward.errors import UsageError, VerificationError
-from cipherward.evaluation.bench import crypto
+from cipherward.evaluation.bench import crypto, study_keys
 from cipherward.evaluation.bench.memory import PeakMemory
 from cipherward.evaluation.bench.records import Record
 
@@ -36,18 +36,25 @@ def test_bench_crypto_writes_its_records(tmp_path: Path) -> None:
     default = {r["figure"]: r for r in records if r["suite"] == "shared-key:seal-4096-48"}
     assert {"encrypt", "add", "decrypt", "bytes_up", "bytes_down", "key_bytes", "peak_memory"} <= set(default)
     assert 6.0 <= default["bytes_up"]["value"] <= 16.5
+    quorum = {r["figure"]: r for r in records if r["suite"] == "quorum:q32"}
+    assert {"encrypt", "add", "decrypt", "share", "open", "bytes_up", "key_bytes", "peak_memory"} <= set(quorum)
+    assert {r["threads"] for r in records if r["figure"] == "encrypt" and r["suite"] == "quorum:q32"} == {1, 2}
+    # 10 chunk elements and the zero element for 20,000 parameters, and all that three members send besides.
+    key_material = 3 * (8192 + 1136) + 8192 + 16 + 3 * (32 + 1136)
+    assert quorum["key_bytes"]["value"] == key_material
+    assert quorum["bytes_up"]["value"] == (11 * 8192 + key_material) / 20_000
     assert default["encrypt"]["value"] > 0
     assert default["largest_error"]["value"] <= default["largest_error"]["baseline"]
 
 
 def test_bench_refuses_a_wrong_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     """A benchmark of wrong results would flatter."""
-    honest = crypto._add_all
+    honest = study_keys.add_all
 
     def swapped(params: object, uploads: list[list[bytes]], length: int) -> list[bytes]:
         return honest(params, uploads[:-1], length)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(crypto, "_add_all", swapped)
+    monkeypatch.setattr(study_keys, "add_all", swapped)
     with pytest.raises(VerificationError, match="off by"):
         crypto.measure("shared-key", "seal-4096-48", 3000, 3, lambda _: None)
 

@@ -69,7 +69,7 @@ class PlainSite:
         """The key that is none."""
         return PlainKey(params)
 
-    def cipher(self, key: SecretKey, context: bytes) -> SiteCipher:
+    def cipher(self, key: SecretKey, context: bytes, threads: int | None = None) -> SiteCipher:
         """Does not encrypt."""
         return PlainCipher(key)
 
