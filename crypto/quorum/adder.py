@@ -23,9 +23,9 @@ class QuorumAdder:
 
     def __init__(self, params: QuorumParams) -> None:
         self._params = params
-        bits = 8 * params.residue.itemsize
         self._wide = np.dtype(f"<u{2 * params.residue.itemsize}")
-        self._shift = self._wide.type(bits)
+        self._shift = self._wide.type(8 * params.residue.itemsize)
+        self._modulus = self._wide.type(params.modulus)
         words = params.values_per_chunk // 2
         self._pairs, self._upper, self._scratch = (np.empty(words, dtype=self._wide) for _ in range(3))
 
@@ -56,11 +56,14 @@ class QuorumAdder:
             raise LimitError(f"there is no sum of chunk {index}", why="it has no contributors")
         np.left_shift(upper, self._shift, out=scratch)
         np.subtract(pairs, scratch, out=pairs)
-        total = np.empty((words, 2), dtype=params.residue)
-        for half, column in ((pairs, 0), (upper, 1)):
-            np.remainder(half, self._wide.type(params.modulus), out=half)
-            total[:, column] = half
-        return total.tobytes()
+        for half in (pairs, upper):
+            # Cheaper than a remainder: numpy divides by a constant without dividing.
+            np.floor_divide(half, self._modulus, out=scratch)
+            np.multiply(scratch, self._modulus, out=scratch)
+            np.subtract(half, scratch, out=half)
+        np.left_shift(upper, self._shift, out=upper)
+        np.bitwise_or(pairs, upper, out=pairs)
+        return pairs.tobytes()
 
     def close(self) -> None:
         """Nothing is left to stop."""

@@ -10,14 +10,18 @@ zeta = exp(i pi / N), it is a cyclic convolution of length 1024.
 by less than 1/2. Percival ("Rapid multiplication modulo the sum and difference of highly composite numbers",
 Math. Comp. 72, 2003, theorem 5.1) bounds the error of a cyclic convolution of length 2^n in every entry by
   |x| |y| ((1 + eps)^(3n) (1 + eps sqrt5)^(3n+1) (1 + beta)^(3n) - 1),
-|.| the 2-norm, eps = 2^-53, beta the error of the roots of unity. Here n = 10, and weighting x, y and the
-product with powers of zeta adds three complex multiplications; with beta <= eps that is below 140 eps |x| |y|.
-A polynomial a that is centred modulo q has |a| <= sqrt(N) q/2 = 9.72e10 at q = 4293918721. Against one fresh key
-(|s| = 181 on average, and never seen above 200) the bound is 0.27 to 0.30: **one** transform does. For larger
-keys a is split into **two** limbs of 16 bits, |limb| <= sqrt(N) 2^15: the bound is 0.034 at |s_j| = 32,000 in
-every coefficient, the largest sum of keys that 1,000 sites can have. ``limbs`` says which is used; a key for
-which neither bound is below 0.4 is refused. The bound holds for whatever a. float32 would need bounds 2^29
-times as large: it is never used.
+|.| the 2-norm, eps = 2^-53, beta the error of the roots of unity. Here n = 10; weighting x, y and the product with
+powers of zeta adds three complex multiplications; with beta <= 4 eps (tables made in double precision) and
+weights off by up to 6 eps that is below 250 eps |x| |y|. Larger radices do fewer multiplications and no more.
+
+- **One transform.** A public polynomial is uniform, so |a| <= 0.7 sqrt(N) q/2 = 6.8e10 at q = 4293918721, but for a
+  probability of 2^-144 (Hoeffding: the mean of N values of (2a/q)^2, expected 1/3, exceeds 0.49). With one fresh
+  key, |s| = 181 with a standard deviation of 3, the bound is 0.34.
+- **Two limbs.** For larger keys a is split into two limbs of 16 bits, |limb| <= sqrt(N) 2^15 whatever a is. The
+  bound is 0.06 at |s_j| = 32,000 in every coefficient, the largest sum of keys that 1,000 sites can have.
+
+``Multiplier.limbs`` says which is used; a key for which neither bound is below 0.4 is refused. Largest error
+seen: 0.002. float32 would have bounds 2^29 times as large, so it is never used.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ HALF = DEGREE // 2
 _EPSILON = 2.0**-53
 _LARGEST_ERROR = 0.4
 _LIMB = 1 << 16
+_ROOT = math.sqrt(DEGREE)
 
 
 def fold(natural: ArrayLike) -> NDArray[Any]:
@@ -49,9 +54,9 @@ def unfold(folded: ArrayLike) -> NDArray[Any]:
     return np.concatenate([array[..., 0::2], array[..., 1::2]], axis=-1)
 
 
-def product_error(secret_norm: float, largest: int) -> float:
-    """Percival's bound for a key of that 2-norm and polynomials with coefficients up to ``largest``."""
-    return 140 * _EPSILON * secret_norm * math.sqrt(DEGREE) * largest
+def product_error(secret_norm: float, norm: float) -> float:
+    """The bound above for a key and a polynomial with these 2-norms."""
+    return 250 * _EPSILON * secret_norm * norm
 
 
 class Multiplier:
@@ -67,17 +72,13 @@ class Multiplier:
         """``secret``: int64 of shape (2048,), folded. LimitError if it is too large for exact products."""
         norm = float(np.linalg.norm(secret.astype(np.float64)))
         self.modulus = modulus
-        if product_error(norm, modulus // 2) < _LARGEST_ERROR:
+        if product_error(norm, 0.7 * _ROOT * modulus / 2) < _LARGEST_ERROR:
             self.limbs = 1
-        elif product_error(norm, _LIMB // 2) < _LARGEST_ERROR:
+        elif product_error(norm, _ROOT * _LIMB / 2) < _LARGEST_ERROR:
             self.limbs = 2
         else:
-            raise LimitError(
-                "the key is too large for exact products",
-                why=f"its norm is {norm:.4g}",
-            )
+            raise LimitError("the key is too large for exact products", why=f"its norm is {norm:.4g}")
         self._xp, self._device = xp, device
-        # Powers of zeta to half a unit in the last place: angles below pi/2 lose nothing.
         angles = np.arange(HALF) * (np.pi / DEGREE)
         twist = np.cos(angles) + 1j * np.sin(angles)
         self._twist = self._array(twist)
@@ -99,7 +100,7 @@ class Multiplier:
         return Scratch(rows, self.limbs, self._xp, self._device)
 
     def multiply(self, a: Any, scratch: Scratch) -> Any:
-        """a * s for each row of ``a``: integers of shape (rows, 2048), centred modulo q, folded.
+        """a * s for each row of ``a``: integers of shape (rows, 2048), uniform and centred modulo q, folded.
 
         Returns float64 integers, congruent to the product modulo q and below 2^48 in magnitude, in an array
         that is overwritten by the next call with the same scratch.
