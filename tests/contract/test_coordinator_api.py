@@ -461,9 +461,15 @@ async def test_abort(world: Any) -> None:
             await anna.join(1)
 
 
-async def test_steps_of_another_suite_are_refused_clearly(world: Any) -> None:
+async def test_steps_of_another_suite_are_refused_clearly(world: Any, updates: Any) -> None:
     async with world.running(world.folder) as address:
-        anna, *_ = await world.started(address)
+        anna, *_ = sites = await planned(world, address)
+        share = [pb.UploadMessage(header=await anna.header(1)), pb.UploadMessage(share=pb.ShareMessage())]
+        async with world.refused(FormatError, "chunks only"):
+            await anna.send("Upload", share)
+        await each(site.contribute(1, updates[i][1]) for i, site in enumerate(sites))
+        # Also where its ciphertexts are there and the sum is public: every site holds the key to them.
+        await anna.until(lambda s: s.phase == pb.PHASE_RELEASE)
         for name in ("PostAcknowledgement", "PostAnswer", "PostSumCheck"):
             async with world.refused(ProtocolError, "no such step"):
                 await getattr(anna.stub, name)(pb.PostRequest(study="trial"))
