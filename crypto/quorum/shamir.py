@@ -92,26 +92,6 @@ def add_shares(shares: Sequence[bytes]) -> bytes:
     return reduced(total).astype(_WORD).tobytes()
 
 
-def combine(
-    answers: Mapping[int, bytes], threshold: int, bound: int
-) -> tuple[NDArray[np.int64], tuple[int, ...]]:
-    """The shared secret (shape (2048,), int64, centred, |coefficient| <= ``bound``) and the wrong points.
-
-    ``answers`` by point, 1 to 1000. The first of ``candidates``; see there for what it can and cannot tell.
-    A wrong point accuses the member who answered *or* a dealer who dealt it: never blame automatically.
-    Raises UnavailableError for fewer than ``threshold`` answers, FormatError for bad bytes, VerificationError
-    if no secret within its bound was found (it names nobody), UsageError for points or limits out of range.
-    """
-    for found in candidates(answers, threshold, bound):
-        return found
-    raise VerificationError(
-        "the answers give no key of the sum",
-        why=f"no key within its bound lies on enough of the {len(answers)} answers of which {threshold} must "
-        "agree, and a wrong answer accuses the member who gave it or a dealer who dealt it",
-        fix="Abort the round; its updates are spent",
-    )
-
-
 def candidates(
     answers: Mapping[int, bytes], threshold: int, bound: int
 ) -> Iterator[tuple[NDArray[np.int64], tuple[int, ...]]]:
@@ -129,7 +109,11 @@ def candidates(
     within the bound, and even honest answers off its polynomial. The zero elements of the opened sum refuse
     that secret; a caller that meets such a refusal can go on to the next candidate.
 
-    Raises, when called and not later, what ``combine`` says, except for VerificationError.
+    ``answers`` by point, 1 to 1000; secrets are int64 of shape (2048,), centred, |coefficient| <= ``bound``. A
+    wrong point accuses the member who answered *or* a dealer who dealt it: never blame automatically. Raises,
+    when called, UnavailableError for fewer than ``threshold`` answers, FormatError for bad bytes, UsageError
+    for points or limits out of range; and VerificationError, which names nobody, in the place of a first
+    candidate if there is none.
     """
     if not 1 <= threshold <= MAX_MEMBERS or not 0 <= bound <= PRIME // 2:
         raise UsageError(f"threshold {threshold} or bound {bound} is out of range")
@@ -143,7 +127,23 @@ def candidates(
         )
     points = np.array(sorted(answers), dtype=np.int64)
     values = np.stack([parse_share(answers[point]) for point in points.tolist()])
-    return _candidates(points, values, threshold, bound)
+    return _one_at_least(_candidates(points, values, threshold, bound), len(points), threshold)
+
+
+def _one_at_least(
+    found: Iterator[tuple[NDArray[np.int64], tuple[int, ...]]], answers: int, threshold: int
+) -> Iterator[tuple[NDArray[np.int64], tuple[int, ...]]]:
+    none = True
+    for one in found:
+        none = False
+        yield one
+    if none:
+        raise VerificationError(
+            "the answers give no key of the sum",
+            why=f"no key within its bound lies on enough of the {answers} answers of which {threshold} must "
+            "agree, and a wrong answer accuses the member who gave it or a dealer who dealt it",
+            fix="Abort the round; its updates are spent",
+        )
 
 
 def _candidates(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from cipherward.crypto.quorum import key as keys
 from cipherward.crypto.quorum import shamir
@@ -31,12 +31,12 @@ class QuorumSite:
 
     def combine(
         self, params: SuiteParams, answers: Mapping[int, bytes], threshold: int, contributors: int
-    ) -> Combined:
-        """The key of the sum, within its bound, from answers by point; see the protocol for what it raises."""
+    ) -> Iterator[Combined]:
+        """Keys of the sum, within their bound, from answers by point; see the protocol for what it raises."""
         own = own_params(params)
         own.check_contributors(contributors)
-        secret, wrong = shamir.combine(answers, threshold, own.key_bound(contributors))
-        return Combined(keys.SumKey(own, secret, contributors), wrong)
+        found = shamir.candidates(answers, threshold, own.key_bound(contributors))
+        return (Combined(keys.SumKey(own, secret, contributors), wrong) for secret, wrong in found)
 
     def cipher(self, key: SecretKey, context: bytes, threads: int | None = None) -> QuorumCipher:
         """Encryption or opening under ``key`` in the plan that ``context`` names, in up to ``threads`` threads."""

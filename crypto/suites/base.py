@@ -234,10 +234,11 @@ class OneTimeKeySide(SiteSide, Protocol):
 
     def combine(
         self, params: SuiteParams, answers: Mapping[int, bytes], threshold: int, contributors: int
-    ) -> Combined:
-        """The key of the sum from answers by point (1 to n).
+    ) -> Iterator[Combined]:
+        """Keys that the answers by point (1 to n) allow, the likeliest first: where all answers agree, the one.
 
-        Raises UnavailableError for fewer than ``threshold`` answers, FormatError for bad bytes,
-        VerificationError if no key within its bound fits enough of them. More answers than ``threshold``
-        let wrong ones be detected, and located up to half their number.
+        More answers than ``threshold`` let wrong ones be detected, and located up to half their number; beyond
+        that only opening the sum can tell the right key, so that a caller goes on to the next one when
+        ``open_sum`` refuses. Raises at the call UnavailableError for fewer than ``threshold`` answers and
+        FormatError for bad bytes, and in the place of a first key VerificationError if there is none.
         """

@@ -136,7 +136,7 @@ def _share_and_open(work: _Round, keys: list[OneTimeKey]) -> tuple[SecretKey, in
             place + 1: work.answering(member).open(0, work.round_keys[0], vector, keys[0])
             for place, (member, (vector, keys)) in enumerate(zip(work.members, answers, strict=True))
         }
-        return side.combine(case.params, points, work.threshold, case.sites).key
+        return next(side.combine(case.params, points, work.threshold, case.sites)).key
 
     case.emit("open", median_seconds(one_member), "s")
     return one_member(), key_bytes

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cipherward.crypto.study_file import StudyFile
+from cipherward.crypto.suites.base import KeyLifetime
 from cipherward.crypto.suites.registry import PACKAGES, suite
 from cipherward.durable import write_file
 from cipherward.evaluation.bench.records import Record
@@ -76,7 +77,9 @@ def _installed_task(folder: Path, parameters: int) -> Iterator[None]:
 
 
 def _study(suite_name: str, sites: list[str], rounds: int) -> StudyFile:
-    parameters = next(iter(suite(suite_name).parameter_sets.values()))
+    chosen = suite(suite_name)
+    parameters = next(iter(chosen.parameter_sets.values()))
+    shared = chosen.key_lifetime is KeyLifetime.STUDY
     return StudyFile.model_validate(
         {
             "study": {"name": f"bench-{suite_name}", "rounds": rounds, "coordinator": COORDINATOR},
@@ -86,7 +89,8 @@ def _study(suite_name: str, sites: list[str], rounds: int) -> StudyFile:
             },
             "metrics": {"loss_bound": 2.0, "scale": 8.0},
             "suite": {
-                "name": suite_name, "parameters": parameters.name, "bound": parameters.bound, "key_maker": sites[0],
+                "name": suite_name, "parameters": parameters.name, "bound": parameters.bound,
+                "key_maker": sites[0] if shared else "",
             },
             "cohort": {"minimum": len(sites)},
             "deadlines": {"join_window": 300, "upload": 300, "verify": 300},

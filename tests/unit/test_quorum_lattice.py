@@ -51,7 +51,7 @@ class Round:
 
     def opened(self, answers: dict[int, bytes]) -> NDArray[np.float64]:
         """What a site makes of these answers."""
-        combined = SITE_SIDE.combine(self.params, answers, THRESHOLD, SITES)
+        combined = next(SITE_SIDE.combine(self.params, answers, THRESHOLD, SITES))
         assert combined.wrong == ()
         with SITE_SIDE.cipher(combined.key, CONTEXT) as cipher:
             return cipher.open_sum(self.chunks, LENGTH, SITES)
@@ -93,7 +93,7 @@ class Forger:
 
     def __init__(self, played: Round) -> None:
         self.played, self.params = played, played.params
-        self.secret, _ = shamir.combine(played.answers, THRESHOLD, self.params.key_bound(SITES))
+        self.secret, _ = next(shamir.candidates(played.answers, THRESHOLD, self.params.key_bound(SITES)))
         last = self.params.chunk_count(LENGTH) - 1
         words = np.empty((1, DEGREE), dtype=self.params.residue)
         folded = PublicPolynomials(self.params, CONTEXT, last).take(words, np.empty_like(words))[0]

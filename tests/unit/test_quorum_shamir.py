@@ -6,7 +6,7 @@ The oracle is the definition, in Python's integers.
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -23,7 +23,6 @@ from cipherward.crypto.quorum.shamir import (
     SHARE_BYTES,
     add_shares,
     candidates,
-    combine,
     split,
     uniform,
 )
@@ -33,6 +32,13 @@ from cipherward.errors import UnavailableError, UsageError, VerificationError
 KEY_BOUND = 32
 STREAM_KEY = bytes(range(32))
 SEEDS = st.integers(0, 2**32 - 1)
+
+
+def combine(
+    answers: Mapping[int, bytes], threshold: int, bound: int
+) -> tuple[NDArray[np.int64], tuple[int, ...]]:
+    """The likeliest key, and the wrong points."""
+    return next(candidates(answers, threshold, bound))
 
 
 def secret_key(rng: np.random.Generator) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from cipherward.crypto.quorum.decoding import PRIME
-from cipherward.crypto.quorum.shamir import COEFFICIENTS, SHARE_BYTES, add_shares, combine, parse_share
+from cipherward.crypto.quorum.shamir import COEFFICIENTS, SHARE_BYTES, add_shares, candidates, parse_share
 from cipherward.errors import FormatError, UsageError
 
 
@@ -30,7 +30,7 @@ def test_values_that_are_not_residues_are_refused(value: int, place: int) -> Non
     values[place] = PRIME - 1
     parse_share(share(values))
     values[place] = value
-    for use in (parse_share, lambda bad: add_shares([bad]), lambda bad: combine({1: bad}, 1, 1)):
+    for use in (parse_share, lambda bad: add_shares([bad]), lambda bad: candidates({1: bad}, 1, 1)):
         with pytest.raises(FormatError, match="not a residue"):
             use(share(values))
 
@@ -47,10 +47,10 @@ def test_sums_are_reduced() -> None:
 @pytest.mark.parametrize("point", [0, -1, 1001])
 def test_points_out_of_range_are_refused(point: int) -> None:
     with pytest.raises(UsageError, match="points"):
-        combine({point: bytes(SHARE_BYTES), 1: bytes(SHARE_BYTES)}, 1, 1)
+        candidates({point: bytes(SHARE_BYTES), 1: bytes(SHARE_BYTES)}, 1, 1)
 
 
 @pytest.mark.parametrize(("threshold", "bound"), [(0, 1), (1001, 1), (1, -1), (1, PRIME)])
 def test_limits_out_of_range_are_refused(threshold: int, bound: int) -> None:
     with pytest.raises(UsageError, match="out of range"):
-        combine({1: bytes(SHARE_BYTES)}, threshold, bound)
+        candidates({1: bytes(SHARE_BYTES)}, threshold, bound)

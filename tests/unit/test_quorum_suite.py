@@ -46,7 +46,7 @@ class Round:
         answers = {
             j + 1: SITE.add_shares(self.params, [self.shares[site][j] for site in who]) for j in members
         }
-        return SITE.combine(self.params, answers, self.threshold, len(who)).key
+        return next(SITE.combine(self.params, answers, self.threshold, len(who))).key
 
     def open(self, total, key, context=CONTEXT):
         with SITE.cipher(key, context) as cipher:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from cipherward.crypto.labels import Label, digest
 from cipherward.crypto.quorum.sealed import Answering
 from cipherward.crypto.quorum_records import check_answer_key, sealed_root
-from cipherward.crypto.suites.base import SecretKey
+from cipherward.crypto.suites.base import Combined
 from cipherward.crypto.suites.site_side import one_time_key_side
 from cipherward.errors import PolicyError, ProtocolError, UnavailableError, VerificationError
 from cipherward.proto.v1.coordinator_pb2 import PostAnswerRequest
@@ -77,10 +79,10 @@ def _sealed_answer(study: Study, round_number: int, closed: Closed, vector: byte
     return PostAnswerRequest(study=study.name, record=signed, sealed_keys=keys)
 
 
-def combined_key(study: Study, round_number: int, closed: Closed, secret: RoundSecret) -> SecretKey:
-    """The key of the sum over U, within its bound.
+def combined_keys(study: Study, round_number: int, closed: Closed, secret: RoundSecret) -> Iterator[Combined]:
+    """Keys of the sum over U that the answers allow, the likeliest first; the right one is that which opens it.
 
-    Raises UnavailableError while there are fewer than t good answers, VerificationError if no key within the
+    Raises UnavailableError while there are fewer than t good answers, VerificationError if no key within its
     bound fits enough of them.
     """
     trust, plan = study.trust(round_number), closed.plan
@@ -100,13 +102,16 @@ def combined_key(study: Study, round_number: int, closed: Closed, secret: RoundS
             f"round {round_number} has {len(points)} good answers",
             why=f"{plan.threshold} are needed to open its sum",
         )
-    combined = side.combine(params, points, plan.threshold, len(closed.cohort))
-    if combined.wrong:
-        names = ", ".join(plan.members[point - 1] for point in combined.wrong)
-        # Never blame automatically: a dealer can make an honest member's answer wrong.
-        message_text = (
-            f"the answers of {names} do not fit the others: theirs, or a dealer's share to them, is wrong"
-        )
-        study.log.warning("wrong answers were passed over", round=round_number, members=names)
-        study.journal.incident(round_number, message_text)
-    return combined.key
+    return side.combine(params, points, plan.threshold, len(closed.cohort))
+
+
+def report_wrong(study: Study, round_number: int, closed: Closed, combined: Combined) -> None:
+    """Say whose answers did not fit. Never blame automatically: a dealer can make an honest member's wrong."""
+    if not combined.wrong:
+        return
+    names = ", ".join(closed.plan.members[point - 1] for point in combined.wrong)
+    study.log.warning("wrong answers were passed over", round=round_number, members=names)
+    study.journal.incident(
+        round_number,
+        f"the answers of {names} do not fit the others: theirs, or a dealer's share to them, is wrong",
+    )

@@ -16,11 +16,11 @@ from cipherward.crypto.quorum.sealed import Dealing
 from cipherward.crypto.records import Plan, StudyTrust
 from cipherward.crypto.suites.base import OneTimeKey, SiteCipher
 from cipherward.crypto.suites.site_side import one_time_key_side
-from cipherward.errors import ProtocolError
+from cipherward.errors import ProtocolError, VerificationError
 from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.round_pb2 import Join
 from cipherward.site_agent.daemon.quorum.acknowledging import acknowledge
-from cipherward.site_agent.daemon.quorum.answering import answer, combined_key
+from cipherward.site_agent.daemon.quorum.answering import answer, combined_keys, report_wrong
 from cipherward.site_agent.daemon.quorum.checking import Checking
 from cipherward.site_agent.daemon.quorum.secrets import RoundSecret, RoundSecrets
 from cipherward.site_agent.daemon.study import Closed, Study
@@ -126,10 +126,20 @@ class QuorumProtection:
             )
         if trust.manifest.collective_verification:
             self._checking.wait_until_covered(round_number, closed, total)
-        key = combined_key(self._study, round_number, closed, secret)
-        side = one_time_key_side(trust.manifest.suite.name)
-        with side.cipher(key, plan_context(trust, closed.plan)) as cipher:
-            return cipher.open_sum(total.chunks(), total.length, len(closed.cohort))
+        side, context = one_time_key_side(trust.manifest.suite.name), plan_context(trust, closed.plan)
+        refusal: VerificationError | None = None
+        for combined in combined_keys(self._study, round_number, closed, secret):
+            with side.cipher(combined.key, context) as cipher:
+                try:
+                    values = cipher.open_sum(total.chunks(), total.length, len(closed.cohort))
+                except VerificationError as error:
+                    # Crafted answers can give a key within its bound; the zero elements tell it from the right
+                    # one, which may be the next.
+                    refusal = error
+                    continue
+            report_wrong(self._study, round_number, closed, combined)
+            return values
+        raise refusal or VerificationError(f"the answers of round {round_number} give no key")
 
     def forget(self, round_number: int) -> None:
         """Round key and shares are gone."""
