@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cipherward.crypto.labels import Label
-from cipherward.crypto.manifest_rules import check_manifest, colluders_withstood, least_threshold
+from cipherward.crypto.manifest_rules import (
+    check_manifest,
+    colluders_withstood,
+    least_cohort,
+    least_threshold,
+)
 from cipherward.crypto.pki.anchor import Anchor
 from cipherward.crypto.pki.credentials import Credential
 from cipherward.crypto.pki.status_list import RevocationSource
@@ -195,10 +200,12 @@ def _fill_numbers(manifest: Manifest, file: StudyFile, parameter_count: int) -> 
         manifest.rounds = file.study.rounds
         manifest.first_round = file.study.first_round
         manifest.parameter_count = parameter_count
-        manifest.minimum_cohort = cohort.minimum
         manifest.threshold = threshold
         withstood = max(0, colluders_withstood(threshold, len(manifest.roster))) if quorum else 0
         manifest.colluders = withstood if cohort.colluders is None else cohort.colluders
+        # One key for all has no least: how few hospitals may be in a sum is then for the organisers to say.
+        least = least_cohort(threshold, manifest.colluders) if quorum else 0
+        manifest.minimum_cohort = cohort.minimum or least
         manifest.collective_verification = quorum if verification is None else verification
         manifest.deadlines.CopyFrom(Deadlines(**deadlines.model_dump()))
     except ValueError as error:
@@ -248,7 +255,9 @@ def _fill_training(manifest: Manifest, file: StudyFile) -> None:
 def _fill_suite(manifest: Manifest, file: StudyFile) -> None:
     wanted = file.suite
     chosen = suite(wanted.name)
-    params = chosen.parameters(wanted.parameters or next(iter(chosen.parameter_sets)), wanted.bound)
+    name = wanted.parameters or next(iter(chosen.parameter_sets))
+    # ``check_manifest`` refuses an empty roster.
+    params = chosen.parameters(name, wanted.bound, len(manifest.roster) or None)
     manifest.suite.CopyFrom(
         SuiteEntry(
             name=wanted.name,

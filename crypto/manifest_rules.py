@@ -157,11 +157,10 @@ def _check_cohort(manifest: Manifest) -> None:
         "a sum over fewer than two hospitals would show one hospital's model",
     )
     _need(k <= sites, f"the minimum cohort k is {k}", f"the roster has only {sites} sites")
-    targets = ["sites", "coordinator"] if _one_time_keys(manifest) else ["sites"]
     _need(
-        manifest.release_to in targets,
+        manifest.release_to == "sites",
         f"the model cannot be released to {manifest.release_to[:80]!r}",
-        f"suite {manifest.suite.name[:80]} releases to {' or '.join(targets)}",
+        "this version releases it to the sites only",
     )
     if _one_time_keys(manifest):
         _check_quorum(sites, k, manifest.threshold, manifest.colluders)
@@ -183,11 +182,8 @@ def _check_quorum(n: int, k: int, t: int, c: int) -> None:
         f"the study is to withstand c = {c} colluding sites",
         f"with n = {n} and t = {t} at most {most} can be withstood",
     )
-    _need(
-        k >= max(t, c + 2),
-        f"the minimum cohort k is {k}",
-        f"with t = {t} and c = {c} it must be at least {max(t, c + 2)}",
-    )
+    least = least_cohort(t, c)
+    _need(k >= least, f"the minimum cohort k is {k}", f"with t = {t} and c = {c} it must be at least {least}")
 
 
 def least_threshold(n: int) -> int:
@@ -198,6 +194,11 @@ def least_threshold(n: int) -> int:
 def effective_threshold(threshold: int, joined: int) -> int:
     """t of a round that n = ``joined`` sites joined: the manifest's, and always more than two thirds of n."""
     return max(threshold, least_threshold(joined))
+
+
+def least_cohort(threshold: int, colluders: int) -> int:
+    """The quorum suite's smallest minimum cohort: without the colluders, two updates are still in every sum."""
+    return max(threshold, colluders + 2)
 
 
 def colluders_withstood(threshold: int, joined: int) -> int:

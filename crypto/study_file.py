@@ -91,7 +91,8 @@ class CohortSection(_Section):
 
     sites: tuple[str, ...] = ()
     """Empty: every approved site."""
-    minimum: int
+    minimum: int = 0
+    """k. 0: where keys are shared, the least that is safe for threshold and colluders."""
     threshold: int = 0
     """0: where keys are shared, the least that is safe for the roster."""
     colluders: int | None = None

@@ -8,6 +8,7 @@ from typing import Any
 from cipherward.crypto.manifest import verify_manifest
 from cipherward.crypto.pki.armour import Kind, unarmour_signed
 from cipherward.crypto.pki.member_files import read_anchor
+from cipherward.crypto.trust_statement import trust_statement
 from cipherward.durable import read_file
 from cipherward.site_agent.daemon.hospital import choose_data_set, installed_digest, study_facts
 from cipherward.site_agent.offline import Offline
@@ -16,13 +17,13 @@ from cipherward.site_agent.training.client import TaskRef, Trainer
 
 
 def check_file(site: Offline, manifest: Path | None) -> dict[str, Any]:
-    """``{"allowed", "study", "data_set", "findings"}``; without a manifest, that the policy could be read.
+    """``{"allowed", "study", "trust", "data_set", "findings"}``; without a manifest, that the policy could be read.
 
     A data set that is not registered yet is registered: delta is judged by its number of patients. Raises
     VerificationError for a manifest that the pinned root did not sign, PolicyError if no data set fits it.
     """
     if manifest is None:
-        return {"allowed": True, "study": "", "data_set": "", "findings": []}
+        return {"allowed": True, "study": "", "trust": "", "data_set": "", "findings": []}
     trust = verify_manifest(
         unarmour_signed(Kind.MANIFEST, read_file(manifest)), read_anchor(site.folder.root)
     )
@@ -35,6 +36,7 @@ def check_file(site: Offline, manifest: Path | None) -> dict[str, Any]:
     return {
         "allowed": not found,
         "study": trust.manifest.study,
+        "trust": trust_statement(trust.manifest),
         "data_set": data_set,
         "findings": [{"code": finding.code, "line": finding.line} for finding in found],
     }

@@ -88,6 +88,7 @@ def policy_check(
     elif manifest is None:
         typer.echo("the policy is well-formed")
     else:
+        typer.echo(found["trust"])
         for finding in found["findings"]:
             typer.echo(f"{finding['code']}: {finding['line']}")
         typer.echo(f"study {found['study']}: {'allowed' if found['allowed'] else 'refused'}")

@@ -22,6 +22,7 @@ from cipherward.crypto.pki.member_files import MAX_TEXT_BYTES
 from cipherward.crypto.records import StudyTrust
 from cipherward.crypto.study_file import StudyFile
 from cipherward.crypto.transcript import model_digest
+from cipherward.crypto.trust_statement import trust_statement
 from cipherward.durable import explained, read_file, write_file
 from cipherward.errors import UsageError
 from cipherward.ids import Identity, Role
@@ -74,6 +75,7 @@ def sign(
             "version": manifest.version,
             "digest": shown,
             "sites": names,
+            "trust": trust_statement(manifest),
             "parameters": manifest.parameter_count,
             "task_digest": task_digest.hex(),
             "manifest": str(out),
@@ -82,6 +84,7 @@ def sign(
         [
             f"Study {manifest.study}, version {manifest.version}: signed in {out}.",
             f"{len(names)} sites: {', '.join(names)}; at least {manifest.minimum_cohort} in every sum.",
+            trust_statement(manifest),
             f"{manifest.parameter_count} parameters, {manifest.rounds} rounds, task {manifest.task.name} with "
             f"code {task_digest.hex()[:16]}...",
             f"Digest: {shown}",

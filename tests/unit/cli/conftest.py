@@ -55,6 +55,7 @@ def made(tmp_path_factory):
     weights = ["--weights", "initial.f32", "--task-seed", "7"]
     signed = cipherward("consortium", "sign-study", "study.toml", *weights)
     assert (signed["version"], signed["sites"], signed["parameters"]) == (1, ["cleveland", "hungary"], 23)
+    assert signed["trust"].startswith("Suite quorum: 2 of 2 sites open a sum.")
     return folder
 
 

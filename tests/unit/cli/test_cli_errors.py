@@ -144,19 +144,28 @@ def test_nobody_unknown_is_revoked(cli, here):
 @pytest.mark.parametrize(
     ("status", "words", "change"),
     [
-        (2, "no suite 'lattice', because this version has", ('"shared-key"', '"lattice"')),
+        (2, "no suite 'lattice', because this version has", ('"quorum"', '"lattice"')),
         (2, "minimum cohort k is 1", ("minimum = 2", "minimum = 1")),
         (2, "study.round, because there is no such setting", ("rounds = 5", "rounds = 5\nround = 6")),
         (2, "site/geneva has no credential", ("# Left out: every approved site.", 'sites = ["geneva"]')),
         (2, "coordinator/centre has no credential", ('"hub"', '"centre"')),
         (2, "no task 'lung-disease'", ('[task]\nname = "heart-disease"', '[task]\nname = "lung-disease"')),
         (2, "does not begin with round 1", ("# first_round = 4 ", "first_round = 4 ")),
-        (2, "key's maker is 'geneva'", ('key_maker = "cleveland"', 'key_maker = "geneva"')),
+        (2, "key's maker is ''", ('name = "quorum"\nparameters = "q32"', 'name = "shared-key"')),
     ],
 )
 def test_a_study_that_is_not_signed(cli, here, status, words, change):
     cli.fails(status, words, *cli.sign_study(change=change))
     assert not (here / "new.pem").exists()
+
+
+def test_who_can_open_an_update_is_said_when_a_study_is_signed(cli, here):
+    _, out, err = cli.run(*cli.sign_study())
+    assert "Suite quorum: 2 of 2 sites open a sum. The coordinator alone cannot" in out, err
+    (here / "new.pem").unlink()
+    shared = 'name = "shared-key"\nkey_maker = "hungary"'
+    _, out, err = cli.run(*cli.sign_study(change=('name = "quorum"\nparameters = "q32"', shared)))
+    assert "Suite shared-key: every site holds the key: one site together with the coordinator" in out, err
 
 
 def test_weights_that_cannot_be(cli, here):

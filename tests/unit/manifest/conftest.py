@@ -21,6 +21,13 @@ from cipherward.proto.v1.identity_pb2 import Revocation
 NOW = time.time()
 EXAMPLE = Path(__file__).parents[3] / "examples" / "heart" / "study.toml"
 TEXT = EXAMPLE.read_text()
+TO_SHARED_KEY = (
+    ('name = "quorum"\n', ""),
+    ('parameters = "q32" ', "# "),
+    ('# name = "shared-key"', 'name = "shared-key"'),
+    ('# parameters = "seal', 'parameters = "seal'),
+    ("# key_maker", "key_maker"),
+)
 ROOT = RootKey.generate()
 ANCHOR = ROOT.make_anchor("heart", NOW)
 NAMES = ("cleveland", "hungary", "switzerland", "va-long-beach")
@@ -53,6 +60,10 @@ def edited(*changes, text=TEXT):
         assert old in text, old
         text = text.replace(old, new)
     return text
+
+
+SHARED_KEY = edited(*TO_SHARED_KEY)
+"""The example with its other suite."""
 
 
 def build(text=TEXT, *, names=NAMES, sites=None, previous=None, **changes):
@@ -89,6 +100,7 @@ def kit():
     return SimpleNamespace(
         NOW=NOW,
         TEXT=TEXT,
+        SHARED_KEY=SHARED_KEY,
         ROOT=ROOT,
         ANCHOR=ANCHOR,
         NAMES=NAMES,

@@ -78,11 +78,17 @@ SIGNED_NONSENSE = {
     "bound nan": lambda m: setattr(m.suite, "bound", float("nan")),
     "bound zero": lambda m: setattr(m.suite, "bound", 0.0),
     "bound too large": lambda m: setattr(m.suite, "bound", 1e30),
-    "key maker a stranger": lambda m: setattr(m.suite, "key_maker", "mallory"),
+    "a key's maker where each update has a key": lambda m: setattr(m.suite, "key_maker", "cleveland"),
     "released to the coordinator": lambda m: setattr(m, "release_to", "coordinator"),
     "released to nobody": lambda m: setattr(m, "release_to", ""),
-    "threshold of another suite": lambda m: setattr(m, "threshold", 1),
-    "colluders of another suite": lambda m: setattr(m, "colluders", 1),
+    "no threshold": lambda m: setattr(m, "threshold", 0),
+    "threshold of two thirds": lambda m: setattr(m, "threshold", 2),
+    "threshold beyond roster": lambda m: setattr(m, "threshold", 5),
+    "cohort below threshold": lambda m: setattr(m, "minimum_cohort", 2),
+    "too many colluders": lambda m: setattr(m, "colluders", 2),
+    "no time to acknowledge": lambda m: setattr(m.deadlines, "acknowledge", 0),
+    "no time to answer": lambda m: setattr(m.deadlines, "unseal", 0),
+    "parameters of another suite": lambda m: setattr(m.suite, "parameters", "seal-4096-48"),
     "no strategy": lambda m: m.ClearField("strategy"),
     "no task digest": lambda m: setattr(m.task, "code_digest", b""),
     "no task": lambda m: setattr(m.task, "name", ""),
@@ -95,30 +101,72 @@ SIGNED_NONSENSE = {
 }
 
 
-@pytest.mark.parametrize("name", SIGNED_NONSENSE)
-def test_a_site_refuses_nonsense_that_the_root_signed(kit, name):
-    manifest = kit.build()
+SIGNED_NONSENSE_WITH_A_SHARED_KEY = {
+    "cohort of one": lambda m: setattr(m, "minimum_cohort", 1),
+    "no cohort": lambda m: setattr(m, "minimum_cohort", 0),
+    "key maker a stranger": lambda m: setattr(m.suite, "key_maker", "mallory"),
+    "no key maker": lambda m: setattr(m.suite, "key_maker", ""),
+    "released to the coordinator": lambda m: setattr(m, "release_to", "coordinator"),
+    "threshold of another suite": lambda m: setattr(m, "threshold", 1),
+    "colluders of another suite": lambda m: setattr(m, "colluders", 1),
+    "verification of another suite": lambda m: setattr(m, "collective_verification", True),
+    "parameters of another suite": lambda m: setattr(m.suite, "parameters", "q32"),
+}
+
+
+def _refuses(kit, manifest, change):
     kit.trust(manifest)
-    SIGNED_NONSENSE[name](manifest)
+    change(manifest)
     with pytest.raises(VerificationError) as caught:
         kit.trust(manifest)
     assert "\n" not in str(caught.value)
 
 
-def test_a_roster_beyond_the_sums_capacity_is_refused(kit):
-    params = suite("shared-key").parameters("seal-4096-48", 1000.0)
-    assert 10 < params.max_sites < 1000
-    manifest = kit.build()
-    manifest.suite.bound = 1000.0
-    for number in range(params.max_sites + 1 - len(kit.NAMES)):
+@pytest.mark.parametrize("name", SIGNED_NONSENSE)
+def test_a_site_refuses_nonsense_that_the_root_signed(kit, name):
+    _refuses(kit, kit.build(), SIGNED_NONSENSE[name])
+
+
+@pytest.mark.parametrize("name", SIGNED_NONSENSE_WITH_A_SHARED_KEY)
+def test_a_site_refuses_nonsense_about_a_shared_key(kit, name):
+    _refuses(kit, kit.build(kit.SHARED_KEY), SIGNED_NONSENSE_WITH_A_SHARED_KEY[name])
+
+
+def _grow(manifest, sites):
+    for number in range(len(manifest.roster), sites):
         tail = number.to_bytes(32, "big")
         _add(
             manifest, name=f"s{number}", signing_key=tail, sealing_key=tail + bytes(1184), tls_key_digest=tail
         )
+
+
+def test_a_roster_beyond_the_sums_capacity_is_refused(kit):
+    params = suite("shared-key").parameters("seal-4096-48", 1000.0)
+    assert 10 < params.max_sites < 1000
+    manifest = kit.build(kit.SHARED_KEY)
+    manifest.suite.bound = 1000.0
+    _grow(manifest, params.max_sites + 1)
     with pytest.raises(VerificationError, match="does not fit"):
         kit.trust(manifest)
     del manifest.roster[-1]
     kit.trust(manifest)
+
+
+def test_a_roster_for_which_no_precision_is_left_is_refused(kit):
+    """Here the encoding is as fine as the roster allows: a bound that four sites can have, 1,000 cannot."""
+    manifest = kit.build()
+    manifest.suite.bound = 10_000.0
+    kit.trust(manifest)
+    _grow(manifest, 1000)
+    manifest.threshold = manifest.minimum_cohort = 667
+    with pytest.raises(VerificationError, match="no room for 1000 updates"):
+        kit.trust(manifest)
+    manifest.suite.bound = 64.0
+    kit.trust(manifest)
+    _grow(manifest, 1001)
+    manifest.threshold = manifest.minimum_cohort = 668
+    with pytest.raises(VerificationError, match="1 to 1000"):
+        kit.trust(manifest)
 
 
 def test_only_the_root_signs_manifests(kit):

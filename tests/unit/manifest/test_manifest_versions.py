@@ -10,7 +10,8 @@ from cipherward.errors import UsageError, VerificationError
 
 def test_a_next_version_follows_from_the_one_before(kit):
     first = kit.trust(kit.build())
-    second = kit.trust(kit.version_2(names=(*kit.NAMES, "basel"), previous=first))
+    fifth = kit.edited(("# first_round = 4 ", "first_round = 4 "), ("minimum = 3", "minimum = 4"))
+    second = kit.trust(kit.version_2(fifth, names=(*kit.NAMES, "basel"), previous=first))
     verify_successor(first, second)
     assert second.manifest.version == 2 and second.manifest.previous_digest == first.digest
     third_text = kit.edited(("# first_round = 4 ", "first_round = 5 "))
@@ -49,6 +50,9 @@ def test_a_next_version_is_checked_when_it_is_signed(kit):
         kit.version_2(previous=first, initial_weights_digest=bytes(32))
     with pytest.raises(UsageError, match="first round is 9"):
         kit.version_2(kit.edited(("# first_round = 4 ", "first_round = 9 ")), previous=first)
+    # A fifth site raises the threshold, and with it the least cohort.
+    with pytest.raises(UsageError, match=r"minimum cohort k is 3, because .* must be at least 4"):
+        kit.version_2(names=(*kit.NAMES, "basel"), previous=first)
 
 
 def test_every_version_has_a_digest_of_its_own_and_so_a_key_of_its_own(kit):
@@ -58,6 +62,15 @@ def test_every_version_has_a_digest_of_its_own_and_so_a_key_of_its_own(kit):
 
 
 def test_a_key_maker_who_left_is_refused(kit):
-    first = kit.trust(kit.build())
+    first = kit.trust(kit.build(kit.SHARED_KEY))
+    later = kit.edited(("# first_round = 4 ", "first_round = 4 "), text=kit.SHARED_KEY)
     with pytest.raises(UsageError, match="key's maker is 'cleveland'"):
-        kit.version_2(names=kit.NAMES[1:], previous=first)
+        kit.version_2(later, names=kit.NAMES[1:], previous=first)
+
+
+def test_a_study_keeps_its_suite(kit):
+    first = kit.trust(kit.build(kit.SHARED_KEY))
+    with pytest.raises(UsageError, match="another suite, because this study is encrypted by shared-key"):
+        kit.version_2(previous=first)
+    with pytest.raises(UsageError, match="another suite, because this study is encrypted by quorum"):
+        kit.version_2(kit.edited(("# first_round = 4 ", "first_round = 4 "), text=kit.SHARED_KEY))

@@ -1,12 +1,13 @@
 """Nonsense in study.toml or the roster is refused when the study is signed."""
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cipherward.crypto import manifest_rules
 from cipherward.crypto.study_file import StudyFile
 from cipherward.crypto.suites.registry import suite
+from cipherward.crypto.trust_statement import trust_statement
 from cipherward.errors import CipherwardError, IdentityError, UsageError, VerificationError
 
 
@@ -25,11 +26,21 @@ def test_the_example_becomes_a_manifest_that_a_site_believes(kit):
     assert (seen.dp.sampling_rate, seen.dp.steps, seen.dp.learning_rate) == (0.25, 10, 1.0)
     metrics = seen.dp.metrics
     assert (metrics.loss_bound, metrics.scale, metrics.noise_multiplier) == (2.0, 200.0, 10.0)
-    assert seen.suite.library == suite("shared-key").parameters("seal-4096-48").library
-    assert (seen.suite.key_maker, seen.minimum_cohort, seen.release_to) == ("cleveland", 3, "sites")
+    assert (seen.suite.name, seen.suite.parameters, seen.suite.bound) == ("quorum", "q32", 64.0)
+    assert seen.suite.library == suite("quorum").parameters("q32").library and not seen.suite.key_maker
+    assert (seen.minimum_cohort, seen.threshold, seen.colluders) == (3, 3, 1)
+    assert seen.collective_verification and seen.release_to == "sites"
     assert seen.initial_weights_digest == kit.WEIGHTS and seen.task.code_digest == kit.TASK
     assert (seen.deadlines.join_window, seen.deadlines.verify) == (3600, 900)
     assert not seen.HasField("plain") and not seen.dp_disabled
+
+
+def test_the_examples_other_suite_becomes_a_manifest_too(kit):
+    seen = kit.trust(kit.build(kit.SHARED_KEY)).manifest
+    assert (seen.suite.name, seen.suite.parameters) == ("shared-key", "seal-4096-48")
+    assert seen.suite.library == suite("shared-key").parameters("seal-4096-48").library
+    assert (seen.suite.key_maker, seen.minimum_cohort, seen.release_to) == ("cleveland", 3, "sites")
+    assert (seen.threshold, seen.colluders, seen.collective_verification) == (0, 0, False)
 
 
 def test_a_study_without_privacy_says_so_in_full(kit):
@@ -53,9 +64,6 @@ def test_a_study_without_privacy_says_so_in_full(kit):
         ([("minimum = 3", "minimum = 1")], "minimum cohort k is 1"),
         ([("minimum = 3", "minimum = 5")], "roster has only 4"),
         ([("minimum = 3", "minimum = -3")], "out of range"),
-        ([("minimum = 3", "minimum = 3\nthreshold = 3")], "no threshold"),
-        ([("minimum = 3", "minimum = 3\ncolluders = 1")], "no threshold"),
-        ([("minimum = 3", "minimum = 3\ncollective_verification = true")], "no threshold"),
         ([("rounds = 5", "rounds = 0")], "number of rounds"),
         ([("rounds = 5", f"rounds = {2**40}")], "out of range"),
         ([("sampling_rate = 0.25", "sampling_rate = 0.0")], "sampling rate q"),
@@ -76,13 +84,11 @@ def test_a_study_without_privacy_says_so_in_full(kit):
         ([("weight = 1.0", "weight = 0.0")], "weight of switzerland"),
         ([('strategy = "fedavg"', 'strategy = "median"')], "no strategy 'median'"),
         ([('release_to = "sites"', 'release_to = "coordinator"')], "cannot be released to 'coordinator'"),
-        ([('key_maker = "cleveland"', 'key_maker = "basel"')], "key's maker is 'basel'"),
-        ([('key_maker = "cleveland"', 'key_maker = ""')], "key's maker is ''"),
-        ([('name = "shared-key"', 'name = "plaintext"')], "no suite 'plaintext'"),
-        ([("seal-4096-48", "seal-1024-99")], "no parameter set"),
+        ([('name = "quorum"', 'name = "plaintext"')], "no suite 'plaintext'"),
+        ([('"q32"', '"seal-4096-48"')], "no parameter set"),
         ([("bound = 64.0", "bound = 1e12")], "bound"),
-        ([("bound = 64.0", "bound = 30000.0")], "does not fit"),
-        ([("bound = 64.0", "bound = 0.0")], "bound"),
+        ([("bound = 64.0", "bound = 2e6")], "no room for 4 updates"),
+        ([("bound = 64.0", "bound = 0.5")], "must be a finite number of at least 1"),
         ([("join_window = 3600", "join_window = 0")], "deadline join_window"),
         ([("upload = 1800", "upload = 99999999")], "deadline upload"),
         ([("verify = 900", "verify = -1")], "out of range"),
@@ -90,11 +96,43 @@ def test_a_study_without_privacy_says_so_in_full(kit):
         ([('name = "switzerland"\n', 'name = "basel"\n')], r"\[\[sites\]\] sections"),
         ([("# What differs", '[[sites]]\nname = "switzerland"\n# What')], "name a site twice"),
         ([("# first_round = 4 ", "first_round = 4 ")], "does not begin with round 1"),
+        ([("# threshold = 3", "threshold = 5")], "threshold t is 5"),
+        ([("# threshold = 3", "threshold = 4")], "must be at least 4"),
+        ([("minimum = 3", "minimum = 2")], "must be at least 3"),
+        ([("# colluders = 1", "colluders = 2")], "c = 2 colluding"),
+        ([("# colluders = 1", "colluders = -1")], "out of range"),
+        ([("acknowledge = 300", "acknowledge = 0")], "deadline acknowledge"),
+        ([("unseal = 300", "unseal = 0")], "deadline unseal"),
+        ([("[cohort]", 'key_maker = "hungary"\n[cohort]')], "has no maker"),
+        ([('release_to = "sites"', 'release_to = "everybody"')], "cannot be released"),
     ],
 )
 def test_nonsense_is_refused_when_the_study_is_signed(kit, changes, words):
+    _refused(kit.edited(*changes), kit, words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ([("minimum = 3", "minimum = 1")], "minimum cohort k is 1"),
+        ([("minimum = 3", "")], "minimum cohort k is 0"),
+        ([("# threshold = 3", "threshold = 3")], "no threshold"),
+        ([("# colluders = 1", "colluders = 1")], "no threshold"),
+        ([("# collective_verification", "collective_verification")], "no threshold"),
+        ([('key_maker = "cleveland"', 'key_maker = "basel"')], "key's maker is 'basel'"),
+        ([('key_maker = "cleveland"', 'key_maker = ""')], "key's maker is ''"),
+        ([("seal-4096-48", "seal-1024-99")], "no parameter set"),
+        ([("bound = 64.0", "bound = 30000.0")], "does not fit"),
+        ([("bound = 64.0", "bound = 0.0")], "bound"),
+    ],
+)
+def test_nonsense_about_a_shared_key_is_refused_when_the_study_is_signed(kit, changes, words):
+    _refused(kit.edited(*changes, text=kit.SHARED_KEY), kit, words)
+
+
+def _refused(text, kit, words):
     with pytest.raises(CipherwardError, match=words) as caught:
-        kit.build(kit.edited(*changes))
+        kit.build(text)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_status == 2 or "instead" in words
 
@@ -147,43 +185,46 @@ def test_an_empty_or_doubled_roster_is_refused(kit):
         kit.build(sites=[*(kit.SITES[name] for name in kit.NAMES), kit.SITES["hungary"]])
 
 
-@pytest.fixture
-def quorum(kit):
-    """A study whose sums are opened by threshold."""
-    return kit.edited(
-        ('name = "shared-key"', 'name = "quorum"'),
-        ("seal-4096-48", "q32"),
-        ('key_maker = "cleveland"', ""),
-    )
-
-
-def test_a_quorum_study_gets_its_threshold_and_verification(kit, quorum):
-    seen = kit.trust(kit.build(quorum)).manifest
-    assert (seen.threshold, seen.colluders, seen.collective_verification) == (3, 1, True)
-    assert kit.trust(
-        kit.build(kit.edited(('to = "sites"', 'to = "coordinator"'), text=quorum))
-    ).manifest.release_to
-    off = kit.edited(("minimum = 3", "minimum = 3\ncollective_verification = false"), text=quorum)
+def test_a_quorum_study_gets_what_it_does_not_say(kit):
+    without = kit.edited(("minimum = 3 ", "# "))
+    bare = kit.trust(kit.build(without)).manifest
+    assert (bare.minimum_cohort, bare.threshold, bare.colluders) == (3, 3, 1)
+    raised = kit.trust(kit.build(kit.edited(("# threshold = 3", "threshold = 4"), text=without))).manifest
+    assert (raised.minimum_cohort, raised.threshold, raised.colluders) == (4, 4, 2)
+    none = kit.trust(kit.build(kit.edited(("# colluders = 1", "colluders = 0"), text=without))).manifest
+    assert (none.minimum_cohort, none.threshold, none.colluders) == (3, 3, 0)
+    off = kit.edited(("# collective_verification = true", "collective_verification = false"))
     assert not kit.trust(kit.build(off)).manifest.collective_verification
-    raised = kit.edited(("minimum = 3", "minimum = 4\nthreshold = 4\ncolluders = 2"), text=quorum)
-    assert kit.trust(kit.build(raised)).manifest.threshold == 4
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (("minimum = 3", "minimum = 3\nthreshold = 5"), "threshold t is 5"),
-        (("minimum = 3", "minimum = 3\nthreshold = 4"), "must be at least 4"),
-        (("minimum = 3", "minimum = 2"), "must be at least 3"),
-        (("minimum = 3", "minimum = 3\ncolluders = 2"), "c = 2 colluding"),
-        (("unseal = 300", "unseal = 0"), "deadline unseal"),
-        (("[cohort]", 'key_maker = "hungary"\n[cohort]'), "has no maker"),
-        (('release_to = "sites"', 'release_to = "everybody"'), "cannot be released"),
-    ],
-)
-def test_quorum_rules_hold_at_signing(kit, quorum, change, words):
-    with pytest.raises(UsageError, match=words):
-        kit.build(kit.edited(change, text=quorum))
+def test_the_parameter_set_may_be_left_out(kit):
+    for text, first in (
+        (kit.edited(('parameters = "q32" ', "# ")), "q32"),
+        (kit.edited(('parameters = "seal', '# parameters = "seal'), text=kit.SHARED_KEY), "seal-4096-48"),
+    ):
+        assert kit.trust(kit.build(text)).manifest.suite.parameters == first
+
+
+@given(st.integers(2, 1000), st.integers(0, 1000), st.integers(0, 1000))
+def test_what_a_quorum_study_does_not_say_is_always_allowed(n, threshold, colluders):
+    t = max(threshold, manifest_rules.least_threshold(n))
+    assume(t <= n)
+    c = min(colluders, max(0, manifest_rules.colluders_withstood(t, n)))
+    manifest_rules._check_quorum(n, manifest_rules.least_cohort(t, c), t, c)
+    assert manifest_rules.least_cohort(t, c) <= n
+
+
+def test_who_can_open_an_update_is_said_in_a_line(kit):
+    assert trust_statement(kit.build(kit.SHARED_KEY)) == (
+        "Suite shared-key: every site holds the key: one site together with the coordinator can open every update."
+    )
+    one = "3 of 4 sites open a sum. The coordinator with 1 site cannot open a single update, any 3 sites can."
+    assert trust_statement(kit.build()) == f"Suite quorum: {one}"
+    four = kit.build(kit.edited(("minimum = 3", "minimum = 4\nthreshold = 4")))
+    assert "4 of 4 sites open a sum. The coordinator with 2 sites cannot" in trust_statement(four)
+    careless = kit.edited(("# colluders = 1", "colluders = 0\ncollective_verification = false"))
+    said = trust_statement(kit.build(careless))
+    assert "The coordinator alone cannot open" in said and "can alter a sum" in said
 
 
 @given(st.integers(2, 60), st.integers(0, 70), st.integers(0, 70), st.integers(0, 70))

@@ -158,6 +158,8 @@ def test_policy_check_lists_every_reason(finished, tmp_path):
     arguments = ["policy", "check", str(manifest), "--dir", str(world.site.folder.root), "--json"]
     good = CliRunner().invoke(commands(), arguments)
     assert good.exit_code == 0 and json.loads(good.output)["allowed"], good.output
+    plain = CliRunner().invoke(commands(), arguments[:-1]).output.splitlines()
+    assert plain[0].startswith("Suite shared-key: every site holds the key") and plain[-1].endswith("allowed")
     policy = world.site.folder.policy
     policy.write_text(policy.read_text().replace("minimum_cohort = 2", "minimum_cohort = 4"))
     bad = CliRunner().invoke(commands(), arguments)
