@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -40,6 +41,21 @@ def test_streams_differ_and_a_stream_goes_on() -> None:
 def test_bytes_do_not_depend_on_how_they_are_asked_for(a: int, b: int) -> None:
     stream = KeyStream(KEY)
     assert stream.bytes(a) + stream.bytes(b) == KeyStream(KEY).bytes(a + b)
+
+
+@given(st.integers(0, 40), st.integers(0, 300), st.integers(0, 300))
+def test_filling_an_array_takes_the_same_bytes_from_any_block_on(block: int, a: int, b: int) -> None:
+    stream = KeyStream(KEY, block)
+    first, second = np.empty(a, np.uint8), np.empty(b, np.uint8)
+    stream.fill(first)
+    stream.fill(second)
+    assert KeyStream(KEY).bytes(16 * block + a + b)[16 * block :] == first.tobytes() + second.tobytes()
+
+
+def test_filling_a_large_array() -> None:
+    words = np.empty((3, 50_000), dtype="<u8")
+    KeyStream(KEY, 2**100).fill(words)
+    assert words.tobytes() == KeyStream(KEY, 2**100).bytes(words.nbytes)
 
 
 def test_uniform_is_uniform() -> None:
@@ -90,12 +106,13 @@ def test_gaussian_survives_the_extreme_words() -> None:
         assert np.isfinite(stream.gaussian(5)).all()
 
 
-def test_a_forked_copy_refuses_to_repeat_the_noise() -> None:
+@pytest.mark.parametrize("use", [lambda s: s.bytes(1), lambda s: s.fill(np.empty(1))], ids=["bytes", "fill"])
+def test_a_forked_copy_refuses_to_repeat_the_noise(use: Callable[[KeyStream], object]) -> None:
     stream = KeyStream()
     pid = os.fork()
     if pid == 0:
         try:
-            stream.bytes(1)
+            use(stream)
         except UsageError:
             os._exit(7)
         os._exit(0)
