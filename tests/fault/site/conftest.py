@@ -15,6 +15,7 @@ import pytest
 
 from cipherward.clock import SystemClock
 from cipherward.crypto.labels import Label
+from cipherward.crypto.manifest_rules import colluders_withstood, least_threshold
 from cipherward.crypto.pki.consortium_folder import ConsortiumFolder, create_consortium
 from cipherward.crypto.pki.member_files import create_member, install_credential
 from cipherward.crypto.pki.site_keys import ensure_sealing_key
@@ -40,7 +41,7 @@ POLICY = """
 minimum_cohort = {cohort}
 minimum_threshold = 2
 require_dp = true
-allowed_suites = ["shared-key"]
+allowed_suites = ["shared-key", "quorum"]
 [allowed_tasks]
 heart-disease = "installed"
 [datasets.heart]
@@ -110,8 +111,30 @@ class Consortium:
         text = POLICY.format(cohort=cohort, source=source, ceiling=ceiling)
         (self.folder / name / "policy.toml").write_text(text)
 
-    def manifest(self, study, *, rounds=2, minimum=2, library=None, join_window=60, upload=60, **changes):
-        params = registry.suite("shared-key").parameters(self.parameter_set(), 64.0)
+    def manifest(
+        self,
+        study,
+        *,
+        suite="shared-key",
+        rounds=2,
+        minimum=2,
+        library=None,
+        join_window=60,
+        upload=60,
+        short=30,
+        **changes,
+    ):
+        params = next(iter(registry.suite(suite).parameter_sets.values()))
+        if suite == "quorum":
+            threshold = least_threshold(len(self.names))
+            colluders = colluders_withstood(threshold, len(self.names))
+            changes = {
+                "threshold": threshold,
+                "colluders": colluders,
+                "collective_verification": True,
+                **changes,
+            }
+            minimum = max(minimum, threshold)
         members = [self.member(Role.SITE, name).credential for name in self.names]
         hub = self.member(Role.COORDINATOR, "hub").credential
         manifest = sp.Manifest(
@@ -139,11 +162,11 @@ class Consortium:
             rounds=rounds,
             strategy=sp.Strategy(name="fedavg", server_learning_rate=1.0),
             suite=sp.SuiteEntry(
-                name="shared-key",
+                name=suite,
                 parameters=params.name,
                 library=library or params.library,
                 bound=64.0,
-                key_maker=self.names[0],
+                key_maker=self.names[0] if suite == "shared-key" else "",
             ),
             dp=sp.DpPolicy(
                 clipping_norm=1.0,
@@ -156,7 +179,7 @@ class Consortium:
             ),
             minimum_cohort=minimum,
             deadlines=sp.Deadlines(
-                join_window=join_window, upload=upload, acknowledge=30, unseal=30, verify=60
+                join_window=join_window, upload=upload, acknowledge=short, unseal=short, verify=60
             ),
             release_to="sites",
             signed_at=int(time.time()),
@@ -164,10 +187,6 @@ class Consortium:
         for name, value in changes.items():
             setattr(manifest, name, value)
         return self.root.sign(Label.MANIFEST, manifest)
-
-    @staticmethod
-    def parameter_set():
-        return next(iter(registry.suite("shared-key").parameter_sets))
 
     def order(self, call):
         olga = self.member(Role.OPERATOR, "olga")

@@ -13,7 +13,7 @@ NAMES = ("alpha", "beta", "gamma")
 STEPS = (
     "journal:started",
     "journal:update_digest",
-    "journal:join_record",
+    "calls:put_join",
     "client:post_join",
     "calls:accept_plan",
     "calls:next_attempt",
