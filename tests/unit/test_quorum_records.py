@@ -274,6 +274,7 @@ SHARE_FORGERIES: dict[str, Callable[[World, ShareMessage], None]] = {
     "another receiver's, index changed": lambda w, m: setattr(m, "sealed", w.shares["adam"][1]),
     "another dealer's": lambda w, m: setattr(m, "sealed", w.shares["cora"][2]),
     "under another dealer's commit": lambda w, m: m.commit.CopyFrom(w.share("cora", "dora").commit),
+    "index of another": lambda w, m: setattr(m, "index", 1),
     "too short": lambda w, m: setattr(m, "sealed", m.sealed[:-1]),
     "too long": lambda w, m: setattr(m, "sealed", m.sealed + b"x"),
     "no proof": lambda w, m: m.ClearField("inclusion"),
@@ -315,6 +316,18 @@ def test_forged_shares_are_refused(world: World, forgery: Callable[[World, Share
         check_share(message, world.trust, world.plan, "dora")
 
 
+def test_a_share_has_one_size_even_if_its_dealer_signed_for_another(world: World) -> None:
+    short = [os.urandom(SEALED_SHARE_BYTES - 1) for _ in world.sites]
+    leaves = [merkle.leaf_hash(one) for one in short]
+    commit = changed(world.commit("adam"), share_root=sealed_root(short))
+    message = ShareMessage(
+        sealed=short[2], index=2, inclusion=merkle.prove(leaves, 2),
+        commit=world.sign(Label.COMMIT, commit, "adam"),
+    )  # fmt: skip
+    with pytest.raises(FormatError, match="must have"):
+        check_share(message, world.trust, world.plan, "dora")
+
+
 # Acknowledgements
 
 
@@ -325,6 +338,7 @@ def test_forged_shares_are_refused(world: World, forgery: Callable[[World, Share
      lambda r: r.opened.add(site="bert", attempt=1),
      lambda r: r.opened.add(site="", attempt=1),
      lambda r: r.unopenable.add(site="cora", attempt=1),
+     lambda r: r.unopenable.add(site="gina", attempt=1),
      lambda r: setattr(r.opened[0], "attempt", 0),
      lambda r: r.opened.reverse()],
 )  # fmt: skip
@@ -419,7 +433,7 @@ def verified(world: World, record: SumCheck, site: str) -> SumCheck:
     "change",
     [field(site="cora"), field(round=2), field(close_digest=d("x")), field(manifest_digest=d("x")),
      lambda r: r.right.append(5), lambda r: r.right.append(4), lambda r: r.right.append(2),
-     lambda r: r.wrong.append(1), lambda r: r.wrong.append(0), lambda r: r.wrong.extend([2, 2**32 - 1])],
+     lambda r: r.wrong.append(1), lambda r: r.wrong.append(4), lambda r: r.wrong.extend([2, 2**32 - 1])],
 )  # fmt: skip
 def test_sum_check(world: World, change: Callable[[SumCheck], None]) -> None:
     record = world.sum_check("dora", [0, 2, 4], [1])
