@@ -41,7 +41,7 @@ from cipherward.site_agent.daemon.rollback import check_own_commit
 from cipherward.site_agent.daemon.site import Site
 from cipherward.site_agent.daemon.study import Study
 from cipherward.site_agent.daemon.study_loop import StudyLoop
-from cipherward.site_agent.ledger.accountant import SubprocessAccountant
+from cipherward.site_agent.ledger.accountant import ServedAccountant
 from cipherward.site_agent.ledger.ledger import Ledger
 from cipherward.site_agent.offline import patient_key
 from cipherward.site_agent.policy import load as load_policy
@@ -73,7 +73,8 @@ def open_site(options: Options, trainer: Trainer, clock: Clock, log: FilteringBo
     folder = SiteFolder(options.folder)
     member = load_member(options.folder, Role.SITE, clock.now())
     engine = open_state(folder)
-    ledger = Ledger(engine, patient_key(folder), accountant=SubprocessAccountant(), clock=clock)
+    accountant = ServedAccountant(trainer.connect_accountant)
+    ledger = Ledger(engine, patient_key(folder), accountant=accountant, clock=clock)
     ledger.verify_chain()
     site = Site(
         folder=folder,

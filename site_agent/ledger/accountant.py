@@ -1,27 +1,30 @@
-"""Who does the accounting: this process, or a short-lived one.
+"""Who does the accounting: this process, or the accountant's.
 
-The first computation loads scipy.stats and leaves about 90 MB behind, more than the rest of the daemon
-weighs. The daemon therefore asks a process that ends with its answer: 0.7 s more, and nothing stays. Answers
-are remembered, so that a question asked once before a database transaction is free inside it.
+The first computation loads scipy.stats, which takes a second and leaves about 90 MB behind, more than the
+rest of the daemon weighs. The daemon therefore asks a process that is made for it
+(``accountant_service``) over a socket. Answers are remembered, so that a question asked once before a database
+transaction is free inside it.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
+import socket
+import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, TypeVar
 
-from cipherward.errors import FormatError, UnavailableError
+from cipherward.errors import FormatError, UnavailableError, WireError, from_wire
 from cipherward.site_agent.ledger import accounting
+from cipherward.site_agent.ledger.accountant_service import read_line
 from cipherward.site_agent.ledger.accounting import PrivacyEvent, check_delta, check_round, merged
-from cipherward.site_agent.ledger.encoding import canonical, events_from_json, events_to_json
+from cipherward.site_agent.ledger.encoding import canonical, events_to_json
 
-_TIMEOUT = 300.0  # seconds; the slowest histories that are not answered by RDP take some ten
+_TIMEOUT = 300.0  # seconds, with the wait for others' answers; the slowest histories take some ten
 _REMEMBERED = 256
+_T = TypeVar("_T")
 
 
 class Accountant(Protocol):
@@ -50,13 +53,17 @@ class LocalAccountant:
         return accounting.rounds_left(spent, per_round, ceiling, delta)
 
 
-class SubprocessAccountant:
-    """Computes in a fresh process for each new question. For the daemon. Blocks: call it from a thread.
+class ServedAccountant:
+    """Asks the accountant's process each new question. For the daemon. Blocks: call it from a thread.
 
-    Methods raise UnavailableError if that process fails, and UsageError as ``accounting`` does.
+    ``connect``: gives a connection to it, e.g. ``Trainer.connect_accountant``; each question takes one.
+    Methods raise UnavailableError if that process fails or answers nonsense, what ``connect`` raises, and
+    UsageError as ``accounting`` does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, connect: Callable[[], socket.socket]) -> None:
+        self._connect = connect
+        self._lock = threading.Lock()
         self._answers: OrderedDict[str, Any] = OrderedDict()
 
     def epsilon(self, events: Iterable[PrivacyEvent], delta: float) -> float:
@@ -68,7 +75,7 @@ class SubprocessAccountant:
         if any(event.noise_multiplier == 0 for event in history):
             return math.inf
         question = {"ask": "epsilon", "events": events_to_json(history), "delta": delta.hex()}
-        return float.fromhex(self._ask(question))
+        return self._remembered(question, _epsilon)
 
     def rounds_left(
         self, spent: Iterable[PrivacyEvent], per_round: Sequence[PrivacyEvent], ceiling: float, delta: float
@@ -83,46 +90,49 @@ class SubprocessAccountant:
             "ceiling": float(ceiling).hex(),
             "delta": delta.hex(),
         }
-        return int(self._ask(question))
+        return self._remembered(question, _count)
 
-    def _ask(self, question: dict[str, Any]) -> Any:
+    def _remembered(self, question: dict[str, Any], read: Callable[[Any], _T]) -> _T:
         text = canonical(question)
-        if text in self._answers:
-            self._answers.move_to_end(text)
-            return self._answers[text]
-        try:
-            done = subprocess.run(  # noqa: S603 - our own module, by our own interpreter
-                [sys.executable, "-I", "-m", __name__],
-                input=text,
-                capture_output=True,
-                text=True,
-                timeout=_TIMEOUT,
-                check=True,
-            )
-            answer = json.loads(done.stdout)
-        except (OSError, subprocess.SubprocessError, json.JSONDecodeError) as error:
-            said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-            raise UnavailableError(
-                "the privacy accountant did not answer",
-                why=said[-1] if said else "its process ended",
-                fix="Nothing was spent; check the site's free memory and try again",
-            ) from error
-        self._answers[text] = answer
-        if len(self._answers) > _REMEMBERED:
-            self._answers.popitem(last=False)
+        with self._lock:
+            if text in self._answers:
+                self._answers.move_to_end(text)
+                known: _T = self._answers[text]
+                return known
+        answer = self._ask(text, read)
+        with self._lock:
+            self._answers[text] = answer
+            if len(self._answers) > _REMEMBERED:
+                self._answers.popitem(last=False)
         return answer
 
+    def _ask(self, text: str, read: Callable[[Any], _T]) -> _T:
+        try:
+            with self._connect() as connection:
+                connection.settimeout(_TIMEOUT)
+                connection.sendall(text.encode() + b"\n")
+                reply = json.loads(read_line(connection))
+            if "error" not in reply:
+                return read(reply["answer"])
+            refusal = WireError(**reply["error"])
+        except (OSError, EOFError, FormatError, ValueError, KeyError, TypeError) as error:
+            raise UnavailableError(
+                "the privacy accountant did not answer",
+                why=str(error) or type(error).__name__,
+                fix="Nothing was spent; check the site's free memory and the trainer's log, and try again",
+            ) from error
+        raise from_wire(refusal)
 
-def answer(question: dict[str, Any]) -> Any:
-    """What the accountant's process replies to one question. Raises FormatError for an unknown one."""
-    events, delta = events_from_json(question["events"]), float.fromhex(question["delta"])
-    if question["ask"] == "epsilon":
-        return accounting.epsilon(events, delta).hex()
-    if question["ask"] == "rounds_left":
-        per_round, ceiling = events_from_json(question["per_round"]), float.fromhex(question["ceiling"])
-        return accounting.rounds_left(events, per_round, ceiling, delta)
-    raise FormatError(f"the accountant was asked for {question['ask']!r}", why="it does not know that")
+
+def _epsilon(answer: Any) -> float:
+    """Raises ValueError or TypeError for what no computation gives: such an answer must not pass a check."""
+    value = float.fromhex(answer)
+    if not value >= 0:
+        raise ValueError(f"it answered {value}")
+    return value
 
 
-if __name__ == "__main__":
-    sys.stdout.write(canonical(answer(json.load(sys.stdin))))
+def _count(answer: Any) -> int:
+    if type(answer) is not int or answer < 0:
+        raise ValueError(f"it answered {answer!r}")
+    return answer

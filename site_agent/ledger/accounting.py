@@ -6,8 +6,8 @@ computed from privacy loss distributions (PLDs) by Google's dp_accounting, discr
 bound. Where a history costs far more than any hospital would allow, Renyi accounting (Mironov 2017; Mironov,
 Talwar and Zhang 2019) answers instead: also an upper bound, in milliseconds, and of bounded memory.
 
-dp_accounting brings scipy.stats, about 70 MB: it is imported on the first computation only. A process that
-must stay small uses ``accountant.SubprocessAccountant``.
+dp_accounting brings scipy.stats, about 70 MB: it is imported on the first computation, or by ``load``. A
+process that must stay small uses ``accountant.ServedAccountant``.
 """
 
 from __future__ import annotations
@@ -120,6 +120,12 @@ def epsilon(events: Iterable[PrivacyEvent], delta: float) -> float:
     if any(event.noise_multiplier < _MIN_SIGMA for event in history):
         return math.inf
     return _epsilon(history, delta)
+
+
+def load() -> None:
+    """Import what computes, now; for a server whose children are to have it."""
+    import dp_accounting.pld.privacy_loss_distribution
+    import dp_accounting.rdp  # noqa: F401
 
 
 def check_delta(delta: float) -> None:
@@ -287,15 +293,25 @@ def _one_step(sigma: float, rate: float) -> Any:
 
 
 def _rdp_epsilon(history: tuple[PrivacyEvent, ...], delta: float) -> float:
+    import numpy as np
+    from dp_accounting.rdp import compute_epsilon
+
+    rdp = np.zeros(len(_ORDERS))
+    for event in history:
+        if isinstance(event, SampledGaussian):
+            rdp += event.steps * _one_step_rdp(event.noise_multiplier, event.sampling_rate)
+        else:
+            rdp += event.count * _one_step_rdp(event.noise_multiplier, 1.0)
+    return float(compute_epsilon(np.array(_ORDERS), rdp, delta)[0])
+
+
+@lru_cache(maxsize=64)
+def _one_step_rdp(sigma: float, rate: float) -> Any:
+    """Renyi divergences at ``_ORDERS``; they add up over a composition."""
     import dp_accounting
     from dp_accounting.rdp import RdpAccountant
 
     accountant = RdpAccountant(_ORDERS, dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
-    for event in history:
-        gaussian = dp_accounting.GaussianDpEvent(event.noise_multiplier)
-        if isinstance(event, SampledGaussian):
-            sampled = dp_accounting.PoissonSampledDpEvent(event.sampling_rate, gaussian)
-            accountant.compose(sampled, event.steps)
-        else:
-            accountant.compose(gaussian, event.count)
-    return float(accountant.get_epsilon(delta))
+    gaussian = dp_accounting.GaussianDpEvent(sigma)
+    accountant.compose(gaussian if rate == 1 else dp_accounting.PoissonSampledDpEvent(rate, gaussian))
+    return accountant.rdp

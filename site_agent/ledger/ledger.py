@@ -132,7 +132,8 @@ class Ledger:
                 return done
             before = self._histories(connection, dataset)
         # Asked here, so that the answers are remembered and the transaction below is short.
-        self._worst([*before, *(_with(history, cost) for history in before)], delta)
+        if not self._worst([_with(history, cost) for history in before], delta) <= ceiling:
+            self._worst(before, delta)  # the refusal names it
         with self._transaction("reserve privacy budget") as connection:
             done = self._reserved(connection, dataset, study, round_number, cost, manifest)
             if done is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from cipherward.durable import explained
 from cipherward.errors import EnvironmentProblem, FormatError, UnavailableError, WireError, from_wire
+from cipherward.site_agent.ledger.accountant_service import accounting_socket
 from cipherward.site_agent.tasks.base import Split
 from cipherward.site_agent.training.constants import DpSgd, PlainSgd
 from cipherward.site_agent.training.metrics import METRICS, Evaluation
@@ -191,6 +193,24 @@ class Trainer:
         _, arrays = self._call(task, {"job": "initial_weights", "seed": seed}, {}, timeout, None)
         return _array(arrays, "weights", None).astype(np.float32)
 
+    def connect_accountant(self) -> socket.socket:
+        """To the accountant that the server keeps beside its jobs, for ``ledger.accountant``.
+
+        Raises UnavailableError if a server that this object started is not the one that listens there: a job
+        runs as the same user and could put a socket of its own in that place. Otherwise as ``start``.
+        """
+        with self._lock:
+            connection = self._connect_or_start(accounting_socket(self._path))
+            server = self.pid
+        if server not in (None, _listening_process(connection)):
+            connection.close()
+            raise UnavailableError(
+                "the privacy accountant is not the trainer's own",
+                why=f"another process listens at {accounting_socket(self._path)}",
+                fix="Stop the agent, find out which process it is, and start the agent again",
+            )
+        return connection
+
     def _call(
         self,
         task: TaskRef,
@@ -226,22 +246,28 @@ class Trainer:
         result: dict[str, Any] = reply["result"]
         return result, out
 
-    def _connect_or_start(self) -> socket.socket:
+    def _connect_or_start(self, path: Path | None = None) -> socket.socket:
+        """To the trainer, or to the other socket of its server."""
         try:
-            return self._connect()
+            return self._connect(path)
         except (FileNotFoundError, ConnectionRefusedError) as error:
             if not self._spawn:
                 raise UnavailableError(
-                    f"no trainer answers at {self._path}",
+                    f"no trainer answers at {path or self._path}",
                     fix=f"Start it: python -m {_MODULE} --socket {self._path}",
                 ) from error
-        return self._launch()
+        connection = self._launch()
+        if path is None:
+            return connection
+        connection.close()
+        return self._connect(path)
 
-    def _connect(self) -> socket.socket:
-        folder = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY)
+    def _connect(self, path: Path | None = None) -> socket.socket:
+        path = path or self._path
+        folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
         connection = socket.socket(socket.AF_UNIX)
         try:
-            connection.connect(f"/proc/self/fd/{folder}/{self._path.name}")  # however long the folder's path
+            connection.connect(f"/proc/self/fd/{folder}/{path.name}")  # however long the folder's path
         except BaseException:
             connection.close()
             raise
@@ -282,6 +308,13 @@ class Trainer:
                 )
             time.sleep(0.02)
         raise UnavailableError(f"the trainer did not start within {_START_SECONDS:g} s")
+
+
+def _listening_process(connection: socket.socket) -> int:
+    """The id of the process that called ``listen`` for the other end: unix(7), SO_PEERCRED."""
+    size = struct.calcsize("3i")
+    pid: int = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0]
+    return pid
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:

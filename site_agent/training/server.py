@@ -5,7 +5,8 @@
 Loading torch and Opacus takes seconds and some 300 MB; a forked child has them at once and shares the memory.
 The server runs no task code, reads no data and holds no keys; it must be forked from nothing that does, so
 the agent starts it as a new program. It has one thread and runs no tensor operation, which is what makes
-forking safe.
+forking safe. For the same reasons it forks the privacy accountant too (``ledger.accountant_service``), on the
+first connection to a second socket; jobs do not inherit that socket, and share nothing with that process.
 
 A client that hangs up has its child killed. With ``--lifeline`` the server ends, and its children with it,
 when its standard input closes: when the agent that started it is gone, however it went. (PR_SET_PDEATHSIG
@@ -24,11 +25,15 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from cipherward.durable import explained
 from cipherward.errors import CipherwardError, EnvironmentProblem, UsageError
+from cipherward.site_agent.ledger import accounting
+from cipherward.site_agent.ledger.accountant_service import IDLE_SECONDS, accounting_socket
+from cipherward.site_agent.ledger.accountant_service import serve as serve_accounting
 
 # What loads numpy or torch is imported in ``preload``, after the number of their threads is fixed.
 
@@ -40,28 +45,40 @@ _INSTALL = "Install the agent's dependencies: pip install 'cipherward[site]'"
 
 
 class _Child:
-    """A running job: its process and the connection that waits for it."""
+    """A running job: its process and the connection that waits for it. Or the accountant, without one."""
 
-    def __init__(self, pid: int, connection: socket.socket) -> None:
+    def __init__(self, pid: int, connection: socket.socket | None) -> None:
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
         self.connection = connection
 
+    def fds(self) -> list[int]:
+        return [self.pidfd] if self.connection is None else [self.pidfd, self.connection.fileno()]
+
     def close(self) -> None:
         os.close(self.pidfd)
-        self.connection.close()
+        if self.connection is not None:
+            self.connection.close()
 
 
 class TrainerServer:
-    """Accepts a connection, forks a child that serves it, reaps; at most ``jobs`` children at a time."""
+    """Accepts a connection, forks a child that serves it, reaps; at most ``jobs`` children at a time.
 
-    def __init__(self, listener: socket.socket, jobs: int, lifeline: int | None) -> None:
+    ``accounting``: where the accountant listens; it is forked when somebody connects and none is running.
+    """
+
+    def __init__(
+        self, listener: socket.socket, accounting: socket.socket, jobs: int, lifeline: int | None
+    ) -> None:
         self._listener = listener
+        self._accounting = accounting
         self._jobs = jobs
         self._lifeline = lifeline
         self._poll = select.poll()
         self._by_fd: dict[int, _Child] = {}
+        self._accountant: _Child | None = None
         self._poll.register(listener, select.POLLIN)
+        self._poll.register(accounting, select.POLLIN)
         if lifeline is not None:
             self._poll.register(lifeline, select.POLLIN)
 
@@ -79,19 +96,30 @@ class TrainerServer:
                     self._finish(child, killed=fd != child.pidfd)
             if self._listener.fileno() in ready:
                 self._start()
+            if self._accounting.fileno() in ready:
+                self._start_accountant()
 
     def _start(self) -> None:
         connection, _ = self._listener.accept()
-        server = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            self._become_child(connection, server)
+        pid = self._fork(lambda: serve_one(connection))
         child = _Child(pid, connection)
         self._by_fd[child.pidfd] = self._by_fd[connection.fileno()] = child
         self._poll.register(child.pidfd, select.POLLIN)
         self._poll.register(connection, _GONE)
         if self._running() >= self._jobs:
             self._poll.unregister(self._listener)  # the rest wait in the backlog
+
+    def _start_accountant(self) -> None:
+        self._accountant = _Child(self._fork(self._account, self._accounting), None)
+        self._by_fd[self._accountant.pidfd] = self._accountant
+        self._poll.register(self._accountant.pidfd, select.POLLIN)
+        self._poll.unregister(self._accounting)  # it accepts by itself, until it ends
+
+    def _account(self) -> None:
+        try:
+            serve_accounting(self._accounting, idle_seconds=IDLE_SECONDS)
+        except Exception as error:  # noqa: BLE001 - whatever it is: its asker sees that nobody answers
+            sys.stderr.write(f"trainer: the accountant met {type(error).__name__}: {error}\n")
 
     def _finish(self, child: _Child, *, killed: bool) -> None:
         """The child has exited, or its client has hung up."""
@@ -100,34 +128,49 @@ class TrainerServer:
         _, status = os.waitpid(child.pid, 0)
         if os.WIFSIGNALED(status) and not killed:
             name = signal.Signals(os.WTERMSIG(status)).name
-            sys.stderr.write(f"trainer: a job was ended by {name} (SIGKILL: often a lack of memory)\n")
-        if self._running() == self._jobs:
+            what = "the accountant" if child is self._accountant else "a job"
+            sys.stderr.write(f"trainer: {what} was ended by {name} (SIGKILL: often a lack of memory)\n")
+        if child is self._accountant:
+            self._poll.register(self._accounting, select.POLLIN)
+        elif self._running() == self._jobs:
             self._poll.register(self._listener, select.POLLIN)
-        for fd in (child.pidfd, child.connection.fileno()):
+        for fd in child.fds():
             self._poll.unregister(fd)
             del self._by_fd[fd]
         child.close()
+        if child is self._accountant:
+            self._accountant = None
 
     def _running(self) -> int:
-        return len(self._by_fd) // 2
+        return len({child for child in self._by_fd.values() if child is not self._accountant})
 
     def _kill_all(self) -> None:
         for child in set(self._by_fd.values()):
             os.kill(child.pid, signal.SIGKILL)
             os.waitpid(child.pid, 0)
 
-    def _become_child(self, connection: socket.socket, server: int) -> NoReturn:
-        """In the new process: let go of what is the server's, do the job, exit. Never returns."""
+    def _fork(self, work: Callable[[], None], kept: socket.socket | None = None) -> int:
+        """A child that does the work and exits; its process id. ``kept``: the listener that it needs."""
+        server = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._become_child(work, server, kept)
+        return pid
+
+    def _become_child(self, work: Callable[[], None], server: int, kept: socket.socket | None) -> NoReturn:
+        """In the new process: let go of what is the server's, do the work, exit. Never returns."""
         status = 1
         try:
             end_with_parent(server)
-            self._listener.close()
+            for listener in (self._listener, self._accounting):
+                if listener is not kept:
+                    listener.close()
             if self._lifeline is not None:
                 os.close(self._lifeline)
             # Another job's connection must close when its own child is gone.
             for child in set(self._by_fd.values()):
                 child.close()
-            serve_one(connection)
+            work()
             status = 0
         except (OSError, EOFError):
             pass  # the client is gone; nobody is left to tell
@@ -229,7 +272,7 @@ def listen(path: Path) -> socket.socket:
 
 
 def preload() -> None:
-    """Load what every job needs. Raises EnvironmentProblem if it is not installed.
+    """Load what every job and the accountant need. Raises EnvironmentProblem if it is not installed.
 
     BLAS and OpenMP must start no threads of their own before the forks; a child that wants more sets them.
     """
@@ -242,6 +285,7 @@ def preload() -> None:
             "the trainer cannot load torch and Opacus", why=str(error), fix=_INSTALL
         ) from error
     del dpsgd, jobs
+    accounting.load()
     gc.collect()
     gc.freeze()  # a collection in a child would copy the pages it touches
 
@@ -258,12 +302,14 @@ def main() -> int:
     try:
         check_folder(options.socket)
         preload()
-        listener = listen(options.socket)
-        TrainerServer(listener, max(1, options.jobs), 0 if options.lifeline else None).serve()
+        # The trainer's own socket last: once it answers, the accountant's does too.
+        accounts, listener = listen(accounting_socket(options.socket)), listen(options.socket)
+        TrainerServer(listener, accounts, max(1, options.jobs), 0 if options.lifeline else None).serve()
     except CipherwardError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_status
-    options.socket.unlink(missing_ok=True)
+    for path in (options.socket, accounting_socket(options.socket)):
+        path.unlink(missing_ok=True)
     return 0
 
 

@@ -23,14 +23,12 @@ from cipherward.errors import (
     EnvironmentProblem,
     FormatError,
     ProtocolError,
-    UnavailableError,
     UsageError,
     VerificationError,
 )
 from cipherward.ids import Digest
-from cipherward.site_agent.ledger import accountant as accountant_module
 from cipherward.site_agent.ledger import cohorts, report
-from cipherward.site_agent.ledger.accountant import LocalAccountant, SubprocessAccountant
+from cipherward.site_agent.ledger.accountant import LocalAccountant
 from cipherward.site_agent.ledger.accounting import Gaussian, SampledGaussian, epsilon
 from cipherward.site_agent.ledger.chain import EMPTY, Head, Kind
 from cipherward.site_agent.ledger.encoding import events_from_json, events_to_json
@@ -419,31 +417,6 @@ def test_two_processes_cannot_overspend(tmp_path: Path, monkeypatch: pytest.Monk
     assert sum(done) == 12
     assert ledger.spent("ward", DELTA) <= ceiling
     assert ledger.verify_chain().sequence == 13
-
-
-# The accountant's own process
-
-
-def test_the_accountants_process_gives_the_same_answers() -> None:
-    apart, here = SubprocessAccountant(), LocalAccountant()
-    assert apart.epsilon(ROUND, DELTA) == here.epsilon(ROUND, DELTA)
-    assert apart.rounds_left(ROUND, ROUND, 2.0, DELTA) == here.rounds_left(ROUND, ROUND, 2.0, DELTA)
-    assert apart.epsilon([], DELTA) == 0 and apart.epsilon([Gaussian(0.0)], DELTA) == math.inf
-    for accountant in (apart, here):
-        with pytest.raises(UsageError):
-            accountant.epsilon(ROUND, 0.0)
-        with pytest.raises(UsageError):
-            accountant.rounds_left(ROUND, [], 2.0, DELTA)
-
-
-def test_nothing_is_spent_when_the_accountant_dies(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger = Ledger(engine, PatientKey(KEY), accountant=SubprocessAccountant(), clock=ManualClock())
-    ledger.register("ward", WARD)
-    before = ledger.head()
-    monkeypatch.setattr(accountant_module.sys, "executable", "/bin/false")
-    with pytest.raises(UnavailableError, match="accountant"):
-        reserve(ledger, "ward", 1)
-    assert ledger.head() == before
 
 
 # What an admin sees

@@ -28,6 +28,8 @@ from cipherward.errors import (
     UsageError,
     VerificationError,
 )
+from cipherward.site_agent.ledger.accountant import ServedAccountant
+from cipherward.site_agent.ledger.accounting import SampledGaussian, epsilon
 from cipherward.site_agent.tasks.base import Split
 from cipherward.site_agent.tasks.heart_disease.data import rows
 from cipherward.site_agent.tasks.heart_disease.defaults import HEART_STUDY
@@ -300,6 +302,38 @@ def test_agents_share_a_server(trainer: Trainer) -> None:
     other = Trainer(trainer._path, spawn=False)
     assert other.describe(HEART, SOURCE) == trainer.describe(HEART, SOURCE)
     other.close()
+    assert trainer.describe(HEART, SOURCE).records > 0
+
+
+def test_the_server_keeps_an_accountant_beside_its_jobs(trainer: Trainer) -> None:
+    """It takes no job's place, and is there again with the server."""
+    cost = [SampledGaussian(2.0, 0.25, 10)]
+    accountant = ServedAccountant(trainer.connect_accountant)
+    assert accountant.epsilon(cost, 1e-5) == epsilon(cost, 1e-5)
+    assert len(children(trainer.pid)) == 1
+    cancellations = [Cancellation() for _ in range(2)]
+
+    def run(cancellation: Cancellation) -> None:
+        with pytest.raises(UnavailableError):
+            train(trainer, HEART, cancellation)
+
+    threads = [threading.Thread(target=run, args=(cancellation,)) for cancellation in cancellations]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(children(trainer.pid)) == 3)
+    assert accountant.epsilon(cost * 2, 1e-5) == epsilon(cost * 2, 1e-5)
+    for cancellation in cancellations:
+        cancellation.cancel()
+    for thread in threads:
+        thread.join()
+    first = trainer.pid
+    assert first is not None
+    wait_until(lambda: len(children(first)) == 1)  # a job that was cancelled is reaped a moment later
+    (process,) = children(first)
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: gone(process) and gone(first))
+    assert accountant.epsilon(cost * 3, 1e-5) == epsilon(cost * 3, 1e-5)
+    assert trainer.pid != first
     assert trainer.describe(HEART, SOURCE).records > 0
 
 
