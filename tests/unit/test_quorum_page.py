@@ -1,0 +1,59 @@
+"""What docs/quorum.md and docs/run-consortium.md say in figures is what the code does."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from cipherward.crypto.manifest_rules import colluders_withstood, least_cohort, least_threshold
+from cipherward.crypto.quorum.params import SETS, parameters
+from cipherward.crypto.quorum_records import ENCRYPTED_VECTOR_BYTES, SEALED_KEY_BYTES, SEALED_SHARE_BYTES
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE, ADMIN = (DOCS / "quorum.md").read_text(), (DOCS / "run-consortium.md").read_text()
+
+
+def rows(page, first_column):
+    """The cells of the table whose head begins with that column."""
+    head, found = f"| {first_column} |", []
+    for line in page[page.index(head) :].splitlines()[2:]:
+        if not line.startswith("|"):
+            break
+        found.append([cell.strip() for cell in line.strip("|").split("|")])
+    assert len(found) > 1
+    return found
+
+
+def test_table_of_thresholds():
+    for n, t, c, missing in ([int(cell) for cell in row] for row in rows(PAGE, "n")):
+        assert (t, c, missing) == (least_threshold(n), colluders_withstood(t, n), n - t)
+
+
+def test_table_of_thresholds_for_admins():
+    for n, t, c, k, missing in ([int(cell) for cell in row] for row in rows(ADMIN, "hospitals")):
+        assert t >= least_threshold(n)
+        assert (c, k, missing) == (colluders_withstood(t, n), least_cohort(t, c), n - t)
+
+
+def test_table_of_precision():
+    for sites, scale, bound in rows(PAGE, "roster, q32, B = 64"):
+        params = parameters("q32", 64.0, int(sites))
+        assert params.scale == 2 ** int(scale.removeprefix("2^"))
+        assert params.error_bound(int(sites)) == pytest.approx(float(bound), rel=0.01)
+
+
+def test_table_of_parameter_sets():
+    figures = {row[0].strip("`"): row for row in rows(PAGE, "set")}
+    for name, one in SETS.items():
+        assert int(figures[name][2].split()[0]) == one.modulus
+        for figure in figures[name][4:]:
+            assert figure.removeprefix("≥ ") in one.justification
+
+
+def test_sizes():
+    text = re.sub(r"\s+", " ", PAGE)
+    assert f"sealed shares of {SEALED_SHARE_BYTES:,} bytes" in text
+    assert f"an answer of {ENCRYPTED_VECTOR_BYTES:,} bytes and n sealed keys of {SEALED_KEY_BYTES:,}" in text
+    for name, one in SETS.items():
+        params = parameters(name, one.bound, one.sites)
+        assert params.zero_elements * 2048 * params.residue.itemsize == 8192
