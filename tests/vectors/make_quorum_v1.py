@@ -22,7 +22,7 @@ from quorum_v1_study import SITES, THRESHOLD, fixed
 from cipherward.crypto.quorum.key import QuorumKey, SumKey
 from cipherward.crypto.quorum.params import DEGREE, MAX_LENGTH, QuorumParams, parameters
 from cipherward.crypto.quorum.sampling import PublicPolynomials
-from cipherward.crypto.quorum.shamir import add_shares
+from cipherward.crypto.quorum.shamir import add_shares, candidates
 from cipherward.crypto.quorum.site import SITE_SIDE
 
 COUNT, LENGTH = 3, 2050
@@ -62,7 +62,8 @@ def key_sha256(polynomial: NDArray[np.int64]) -> str:
 def sum_key(params: QuorumParams, dealt: Sequence[Sequence[bytes]]) -> SumKey:
     """Rebuilt from the answers of the first members."""
     answers = {j + 1: add_shares([shares[j] for shares in dealt]) for j in range(THRESHOLD)}
-    return next(SITE_SIDE.combine(params, answers, THRESHOLD, len(dealt))).key
+    secret, _ = next(candidates(answers, THRESHOLD, params.key_bound(len(dealt))))
+    return SumKey(params, secret, len(dealt))
 
 
 def make_set(folder: Path, name: str) -> dict[str, Any]:
