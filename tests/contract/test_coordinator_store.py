@@ -20,7 +20,7 @@ from cipherward.coordinator.store.chunks import ChunkSet, Segment
 from cipherward.coordinator.store.database import Store
 from cipherward.coordinator.store.relay import RelayRow
 from cipherward.coordinator.store.schema import metadata
-from cipherward.coordinator.store.studies import COMMIT, StudyRow
+from cipherward.coordinator.store.studies import ANSWER, COMMIT, SUM_CHECK, StudyRow
 from cipherward.crypto.merkle import leaf_hash
 from cipherward.errors import EnvironmentProblem, FormatError
 from cipherward.proto.v1.common_pb2 import Signed
@@ -108,6 +108,22 @@ def test_manifests_and_posts(store: Store) -> None:
         assert t.studies.last_post("s", COMMIT, "a") == Signed(payload=b"newer")
         assert t.studies.last_post("s", COMMIT, "c") is None
         assert list(t.studies.round_posts("s", 3, COMMIT)) == ["a", "b"]
+
+
+def test_posts_of_some_sites_and_posts_that_are_needed_no_longer(store: Store) -> None:
+    with store.transaction() as t:
+        for kind in (ANSWER, SUM_CHECK, COMMIT):
+            for number, site in ((3, "a"), (3, "b"), (3, "c"), (4, "a")):
+                t.studies.put_post("s", number, kind, site, Signed(payload=f"{kind}{number}{site}".encode()))
+    with store.transaction() as t:
+        found = t.studies.posts_of("s", 3, ANSWER, ["c", "nobody", "a"])
+        assert found == [("c", Signed(payload=b"answer3c")), ("a", Signed(payload=b"answer3a"))]
+        t.studies.drop_posts("s", 3, (ANSWER, SUM_CHECK))
+    with store.transaction() as t:
+        assert t.studies.posts_of("s", 3, ANSWER, ["a", "b", "c"]) == []
+        assert not t.studies.round_posts("s", 3, SUM_CHECK)
+        assert len(t.studies.round_posts("s", 3, COMMIT)) == 3
+        assert t.studies.post("s", 4, ANSWER, "a") is not None
 
 
 def test_round_figures_add_up(store: Store) -> None:
