@@ -37,6 +37,7 @@ class Label(StrEnum):
     ATTEMPT_KEY = "cipherward/v1/attempt-key"
     ATTEMPT_ERRORS = "cipherward/v1/attempt-errors"
     ATTEMPT_SHARES = "cipherward/v1/attempt-shares"
+    ANSWER_KEY = "cipherward/v1/answer-key"
     SUM_CHECK_ORDER = "cipherward/v1/sum-check-order"
     SHARED_KEY_DIGEST = "cipherward/v1/shared-key-digest"
     MODEL_DIGEST = "cipherward/v1/model-digest"

@@ -8,16 +8,20 @@ This module can hold decryption keys, so the coordinator does not import it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from cipherward.crypto.labels import Label, framed
 from cipherward.crypto.sealing import SealingKey, seal
 from cipherward.errors import VerificationError
 
+_KEY_BYTES = 32
 _NONCE = bytes(12)
 """Each answer's AES key is fresh and encrypts once."""
 
@@ -82,9 +86,15 @@ class Answering:
     def _receiver(self, index: int) -> tuple[bytes, ...]:
         return self._context(self.members[index].encode(), _number(index + 1))
 
+    def _fresh_key(self, vector: bytes) -> bytes:
+        """Hedged: a machine that was cloned, and whose randomness repeats, does not encrypt two answers under one
+        key."""
+        info = framed(Label.ANSWER_KEY, *self._context())
+        return HKDF(SHA256(), _KEY_BYTES, salt=None, info=info).derive(os.urandom(_KEY_BYTES) + vector)
+
     def seal(self, round_keys: Sequence[bytes], vector: bytes) -> tuple[bytes, list[bytes]]:
         """The vector, encrypted once, and its key, sealed to each member in order."""
-        key = AESGCM.generate_key(256)
+        key = self._fresh_key(vector)
         encrypted = AESGCM(key).encrypt(_NONCE, vector, framed(Label.SEAL_ANSWER, *self._context()))
         sealed = [
             seal(public, key, Label.SEAL_ANSWER, *self._receiver(index))
