@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from cipherward.crypto.labels import Label
-from cipherward.crypto.manifest import build_manifest, manifest_digest
+from cipherward.crypto.manifest import build_manifest
 from cipherward.crypto.pki.armour import Kind, armour_signed
 from cipherward.crypto.pki.consortium_folder import ConsortiumFolder, create_consortium
 from cipherward.crypto.pki.member_files import create_member, install_credential
@@ -25,6 +25,7 @@ from cipherward.crypto.study_file import StudyFile
 from cipherward.crypto.transcript import model_digest
 from cipherward.durable import read_file, write_file
 from cipherward.ids import Identity, Role
+from cipherward.proto.v1.study_pb2 import Manifest
 from cipherward.site_agent.tasks.registry import task_digest
 from cipherward.site_agent.training.client import TaskRef, Trainer
 
@@ -100,8 +101,8 @@ max_lost_reservations = 5
         _, path = self._admin.approve(self._root, request, days=365, replace_keys=False, now=now)
         install_credential(folder, read_file(path), now)
 
-    def sign_study(self, study: StudyFile, seed: int, trainer: Trainer) -> bytes:
-        """Make the initial weights and the signed manifest; gives the manifest's digest."""
+    def sign_study(self, study: StudyFile, seed: int, trainer: Trainer) -> Manifest:
+        """Make the initial weights and the signed manifest; gives the manifest."""
         digest = task_digest(study.task.name)
         weights = trainer.initial_weights(TaskRef(study.task.name, digest), seed)
         write_file(self.weights, np.ascontiguousarray(weights, dtype="<f4").tobytes())
@@ -120,4 +121,4 @@ max_lost_reservations = 5
         )
         signed = self._root.sign(Label.MANIFEST, manifest)
         write_file(self.manifest, armour_signed(Kind.MANIFEST, signed))
-        return manifest_digest(signed)
+        return manifest

@@ -36,6 +36,8 @@ class DemoResult(BaseModel):
 
     suite: str
     params: str
+    trust: str
+    """Who can open an update."""
     parameters: int
     epsilon_ceiling: float
     sites: list[SiteResult]

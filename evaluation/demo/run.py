@@ -15,6 +15,7 @@ from cipherward.crypto.manifest_rules import least_threshold
 from cipherward.crypto.study_file import StudyFile
 from cipherward.crypto.suites.base import KeyLifetime
 from cipherward.crypto.suites.registry import suite as find_suite
+from cipherward.crypto.trust_statement import trust_statement
 from cipherward.durable import explained, write_file
 from cipherward.errors import UnavailableError, UsageError
 from cipherward.evaluation.demo.consortium import COORDINATOR, DemoConsortium, DemoSite
@@ -174,7 +175,9 @@ def run(options: Options) -> DemoResult:
     with Processes(folder / "logs") as processes:
         try:
             trainer.start()
-            consortium.sign_study(study_file(options, sources, sigma), SEED, trainer)
+            manifest = consortium.sign_study(study_file(options, sources, sigma), SEED, trainer)
+            trust = trust_statement(manifest)
+            progress.step(trust)
             shared = len(sources) >= _SHARED_TRAINER_FROM
             if not shared:
                 trainer.close()
@@ -193,7 +196,7 @@ def run(options: Options) -> DemoResult:
         progress.step("training the models to compare with")
         reference = compare(sources, options.rounds, defaults.private(sigma).to_json())
         sites = [study.site_status(name) for name in sources]
-    result = _result(options, status, sites, reference, (start, ready, finished, time.monotonic()))
+    result = _result(options, status, trust, sites, reference, (start, ready, finished, time.monotonic()))
     show_result(console, result)
     write_report(result, folder / "report.html")
     if options.json is not None:
@@ -205,6 +208,7 @@ def run(options: Options) -> DemoResult:
 def _result(
     options: Options,
     status: StudyStatus,
+    trust: str,
     sites: list[dict[str, Any]],
     reference: dict[str, Any],
     times: tuple[float, float, float, float],
@@ -227,6 +231,7 @@ def _result(
     return DemoResult(
         suite=status.suite,
         params=status.parameters,
+        trust=trust,
         parameters=status.parameter_count,
         epsilon_ceiling=options.epsilon,
         sites=results,

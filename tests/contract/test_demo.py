@@ -33,12 +33,18 @@ def processes_of(workdir: Path) -> list[str]:
 
 def test_demo_trains_twice_in_one_folder(tmp_path: Path) -> None:
     workdir, out = tmp_path / "my demo", tmp_path / "out.json"  # a name with a space
-    arguments = ["--rounds", "2", "--workdir", str(workdir), "--json", str(out)]
-    for _ in range(2):
+    common = ["--rounds", "2", "--workdir", str(workdir), "--json", str(out)]
+    for suite, more, who in (
+        ("quorum", [], "3 of 4 sites open a sum"),
+        ("shared-key", ["--suite", "shared-key"], "every site holds the key"),
+    ):
+        arguments = [*common, *more]
         done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         result = json.loads(out.read_text())
-        assert result["suite"] == "shared-key"
+        assert result["suite"] == suite
+        assert who in result["trust"]
+        assert who in " ".join(done.stdout.split())
         assert [site["name"] for site in result["sites"]] == [
             "cleveland",
             "hungary",
@@ -56,7 +62,7 @@ def test_demo_trains_twice_in_one_folder(tmp_path: Path) -> None:
         assert all(len(entry["contributors"]) == 4 for entry in result["rounds"])
         assert all(entry["bytes_up_per_param"] > 4 for entry in result["rounds"])
         page = (workdir / "report.html").read_text()
-        assert "switzerland" in page
+        assert "switzerland" in page and who in page
         assert "data:image/svg+xml" in page
         assert "AUC federated" in done.stdout
         assert "Traceback" not in done.stdout + done.stderr

@@ -9,7 +9,13 @@ import typer
 
 
 def demo(
-    suite: Annotated[str, typer.Option(help="How updates are encrypted.")] = "shared-key",
+    suite: Annotated[
+        str,
+        typer.Option(
+            help="quorum: a key for each update, t of n sites open a sum, nobody alone anything. shared-key: every "
+            "site holds the key, and one site together with the coordinator can open every update."
+        ),
+    ] = "quorum",
     sites: Annotated[
         int, typer.Option(min=2, max=64, help="4: the four hospitals; more: each of them in parts.")
     ] = 4,
