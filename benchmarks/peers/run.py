@@ -23,7 +23,7 @@ from peer_systems import OURS, PEERS, Peer, System
 from peer_venv import install, is_installed, python_of
 
 from cipherward.crypto.suites.registry import PACKAGES
-from cipherward.errors import CipherwardError, EnvironmentProblem
+from cipherward.errors import CipherwardError, EnvironmentProblem, UsageError
 from cipherward.evaluation.bench.crypto import plain_rates
 from cipherward.evaluation.bench.records import Record, write
 from cipherward.evaluation.bench.table import Table
@@ -124,6 +124,9 @@ def run(chosen: argparse.Namespace) -> None:
     """What the command line asks for."""
     peers = [peer for peer in PEERS if chosen.peer is None or peer.name in chosen.peer]
     ours = [each for each in OURS if chosen.with_ours and each.arguments[1] in PACKAGES]
+    for out in (chosen.json, chosen.plot):  # now, and not after minutes of measuring
+        if out is not None and not out.absolute().parent.is_dir():
+            raise UsageError(f"cannot write {out}", why="its folder does not exist", fix="Make it first")
     folder: Path = chosen.venv.resolve()
     for peer in peers:
         if not is_installed(peer, folder / peer.name):

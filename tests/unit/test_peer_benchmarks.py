@@ -333,6 +333,15 @@ def test_the_command_says_what_failed_and_where(peers: SimpleNamespace, tmp_path
     assert not (tmp_path / "out.json").exists()
 
 
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_where_to_write_is_checked_first(
+    peers: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    assert peers.run.main(["--venv", str(tmp_path / "peers"), option, str(tmp_path / "no" / "file")]) == 2
+    assert "its folder does not exist" in capsys.readouterr().err
+    assert not (tmp_path / "peers").exists()
+
+
 def test_interrupting_the_command_is_clean(
     peers: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
