@@ -9,8 +9,11 @@ from cipherward.crypto.manifest_rules import colluders_withstood, least_cohort, 
 from cipherward.crypto.quorum.params import SETS, parameters
 from cipherward.crypto.quorum_records import ENCRYPTED_VECTOR_BYTES, SEALED_KEY_BYTES, SEALED_SHARE_BYTES
 
-DOCS = Path(__file__).parents[2] / "docs"
-PAGE, ADMIN = (DOCS / "quorum.md").read_text(), (DOCS / "run-consortium.md").read_text()
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGE, ADMIN, SITE = (
+    (DOCS / f"{name}.md").read_text() for name in ("quorum", "run-consortium", "install-site")
+)
 
 
 def rows(page, first_column):
@@ -57,3 +60,23 @@ def test_sizes():
     for name, one in SETS.items():
         params = parameters(name, one.bound, one.sites)
         assert params.zero_elements * 2048 * params.residue.itemsize == 8192
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "folders", "least"),
+    [
+        (SITE, "### Log lines of the quorum suite", ("site_agent/daemon", "crypto"), 9),
+        (ADMIN, "### What study watch and the logs may show", ("coordinator/rounds",), 3),
+    ],
+)
+def test_log_lines_are_what_the_code_says(page, heading, folders, least):
+    sources = "".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    # Adjacent literals are one, and what is filled in is a blank, here as in the page (N, R, T, M, ...).
+    said = re.sub(r"\{[^{}]*\}", "_", re.sub(r'"\s*f?"', "", sources)).replace("site_ ", "sites ")
+    section = page[page.index(heading) + 3 :].split("\n#")[0]
+    lines = [line for row in rows(section, section.split("| ", 1)[1].split(" |")[0]) for line in row[:1]]
+    quoted = [text for line in lines for text in re.findall(r"`([^`]+)`", line)]
+    assert len(quoted) >= least
+    for text in quoted:
+        parts = [part for part in re.split(r"\b[NRTM]\b(?: \.\.\.)?|,", text) if part.strip()]
+        assert all(part.strip() in said for part in parts), text
