@@ -93,11 +93,11 @@ class Node:
 
     def app(self, _: Message, __: Context) -> Message:
         """The app behind the mod. Packing its result is training's work, not the protocol's: not timed."""
-        start = time.perf_counter()
+        start = time.process_time()
         result = FitRes(Status(Code.OK, ""), ndarrays_to_parameters([self._update]), EXAMPLES, {})
         content = recorddict_compat.fitres_to_recorddict(result, keep_input=False)
         reply = Message(content, dst_node_id=0, message_type=MessageType.TRAIN)
-        self.app_seconds += time.perf_counter() - start
+        self.app_seconds += time.process_time() - start
         return reply
 
 
@@ -121,12 +121,12 @@ class InProcessGrid:
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """One stage of the protocol."""
-        start = time.perf_counter()
+        start = time.process_time()
         pushed = [self._client(message) for message in messages]
-        before = time.perf_counter()
+        before = time.process_time()
         replies = [inflate_object_from_contents(message_id, contents) for message_id, contents in pushed]
-        self.inflate_seconds.append(time.perf_counter() - before)
-        self.stages.append((start, time.perf_counter()))
+        self.inflate_seconds.append(time.process_time() - before)
+        self.stages.append((start, time.process_time()))
         return replies
 
     def _client(self, message: Message) -> tuple[str, dict[str, bytes]]:
@@ -135,15 +135,15 @@ class InProcessGrid:
         sent = {key: each.deflate() for key, each in get_all_nested_objects(message).items()}
         message = inflate_object_from_contents(message.object_id, sent)
         with self._done.peak("client"):
-            start, app = time.perf_counter(), node.app_seconds
+            start, app = time.process_time(), node.app_seconds
             reply = secaggplus_mod(message, node.context, node.app)
-            self.mod_seconds[node.number] += time.perf_counter() - start - (node.app_seconds - app)
-            start = time.perf_counter()
+            self.mod_seconds[node.number] += time.process_time() - start - (node.app_seconds - app)
+            start = time.process_time()
             _push_once(reply)
-            self.push_once_seconds[node.number] += time.perf_counter() - start
-        start = time.perf_counter()
+            self.push_once_seconds[node.number] += time.process_time() - start
+        start = time.process_time()
         push_message(network, reply, node.context)
-        self.push_seconds[node.number] += time.perf_counter() - start
+        self.push_seconds[node.number] += time.process_time() - start
         self.bytes[node.number] += network.bytes
         return reply.metadata.message_id, network.contents
 
@@ -196,7 +196,7 @@ class FlowerRound:
         context = LegacyContext(Context(1, 0, {}, state, {}), strategy=strategy)
         workflow = SecAggPlusWorkflow(self._sites, round(THRESHOLD * self._sites))
         workflow(grid, context)
-        end = time.perf_counter()
+        end = time.process_time()
         if len(grid.stages) != len(STAGES) or strategy.aggregate is None:
             raise RuntimeError(f"Flower's round stopped after {STAGES[len(grid.stages) - 1]}")
         self._check(strategy.aggregate)

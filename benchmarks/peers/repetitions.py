@@ -4,6 +4,9 @@
 On its standard input a script reads ``{"peaks": bool}`` lines; for each it does everything once and answers
 with a line: ``{"seconds": {...}, "bytes": {...}, "peaks": {...}}``. The first line it writes is its greeting,
 ``{"threads": n}``. It ends at the end of its input.
+
+Seconds are processor time, of all threads. On one processor that nobody else uses it is the time that passes;
+on a busy machine it leaves out the waiting for others, which would only measure them.
 """
 
 from __future__ import annotations
@@ -15,25 +18,29 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
 @dataclass
 class Repetition:
-    """What one repetition found. ``peaks``: bytes of memory above what the process had at entry, where asked."""
+    """What one repetition found. ``peaks``: bytes of memory above what the process had at entry, where asked.
+
+    ``clock`` gives seconds of processor time; a script with a worker process adds that one's.
+    """
 
     measure_peaks: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
     peaks: dict[str, int] = field(default_factory=dict)
+    clock: Callable[[], float] = time.process_time
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Add the time of the block to the step ``name``."""
-        start = time.perf_counter()
+        start = self.clock()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + self.clock() - start
 
     @contextmanager
     def peak(self, name: str) -> Iterator[None]:
@@ -85,6 +92,6 @@ def serve(prepare: Callable[[argparse.Namespace], Callable[[Repetition], None]],
         for line in sys.stdin:
             done = Repetition(json.loads(line)["peaks"])
             repeat(done)
-            answer({name: asdict(done)[name] for name in ("seconds", "bytes", "peaks")})
+            answer({"seconds": done.seconds, "bytes": done.bytes, "peaks": done.peaks})
     except KeyboardInterrupt:  # run.py, which gets the same signal, says so
         sys.exit(130)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from cipherward.evaluation.bench.records import Record, write
 
 PEERS = Path(__file__).parents[2] / "benchmarks" / "peers"
 FIELDS = {"figure", "value", "unit", "suite", "params", "sites", "threads", "device", "baseline"}
-MODULES = ("peer_systems", "peer_process", "peer_figures", "peer_plot", "peer_venv", "run")
+MODULES = ("peer_systems", "peer_process", "peer_figures", "peer_plot", "peer_venv", "measure_ours", "run")
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +66,9 @@ def test_a_script_answers_repetitions(peers: SimpleNamespace, system: object, tm
     script(
         tmp_path,
         "os.write(1, b'a native warning\\n')\n"  # standard output is for answers only
-        "with done.timed('encrypt'):\n    time.sleep(0.02)\n"
-        "with done.timed('encrypt'):\n    time.sleep(0.02)\n"
+        "def busy(end):\n    while time.process_time() < end: pass\n"
+        "for _ in range(2):\n    with done.timed('encrypt'):\n"
+        "        busy(time.process_time() + 0.02)\n        time.sleep(0.3)\n"  # sleeping is not counted
         "done.bytes['up'] = 7\n"
         "with done.peak('client'):\n    block = bytearray(50_000_000)",
     )
@@ -75,7 +77,7 @@ def test_a_script_answers_repetitions(peers: SimpleNamespace, system: object, tm
         measuring.start()
         assert measuring.threads == 1
         warm, timed = measuring.repeat(peaks=True), measuring.repeat(peaks=False)
-    assert 0.04 <= warm.seconds["encrypt"] < 5
+    assert 0.04 <= warm.seconds["encrypt"] < 0.3
     assert warm.bytes == {"up": 7}
     assert 45e6 < warm.peaks["client"] < 80e6
     assert timed.peaks == {}
@@ -122,6 +124,21 @@ def test_a_hung_script_is_ended(
         monkeypatch.setattr(peers.peer_process, "LIMIT", 0.2)
         with pytest.raises(EnvironmentProblem, match="took longer"):
             measuring.repeat(peaks=False)
+
+
+def test_a_worker_s_processor_time_is_seen(peers: SimpleNamespace) -> None:
+    """What counts for the suite that encrypts in a process of its own."""
+    code = (
+        "import time\nwhile time.process_time() < 0.1: pass\nprint(time.process_time(), flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as worker:
+        assert worker.stdout is not None
+        used = float(worker.stdout.readline())
+        seen = time.clock_gettime(peers.measure_ours.process_clock(worker.pid))
+        assert used <= seen < used + 0.1
+        worker.communicate("\n")
 
 
 @pytest.mark.parametrize("suite", ["quorum:q32", "shared-key:seal-4096-48"])
