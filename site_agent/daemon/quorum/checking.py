@@ -64,6 +64,8 @@ class Checking:
         while True:
             state = self._coverage(round_number, closed, len(total.leaves))
             self._check(round_number, closed, total, list(state.wrong))
+            # Said at once: if a right chunk was called wrong, these are the signatures that it lacks.
+            self._post(round_number, closed)
             self._refuse_wrong(round_number, closed, state)
             if not state.missing:
                 return
