@@ -12,6 +12,7 @@ from cipherward.clock import Clock
 from cipherward.crypto.labels import Label
 from cipherward.crypto.records import StudyTrust, agreement_needed, verify_model_report
 from cipherward.crypto.signing import record_digest
+from cipherward.crypto.suites.base import KeyLifetime
 from cipherward.crypto.transcript import model_digest
 from cipherward.errors import LateError, UnavailableError, VerificationError
 from cipherward.proto.v1.common_pb2 import Signed
@@ -68,8 +69,9 @@ class Resync:
         digest, count = Counter(votes.values()).most_common(1)[0]
         return (digest, count) if count >= agreement_needed(trust.manifest.colluders, len(others)) else None
 
-    def ensure_model(self, current_round: int) -> None:
+    def ensure_model(self, current_round: int, *, ended: bool = False) -> None:
         """Have the model after the last closed round, fetching it from a peer if this site has another one.
+        ``ended``: the study is over, there will be no further round.
 
         Raises UnavailableError while there is no agreement, no peer has sent it, or a single site disputes
         the model that this one has; VerificationError for a model that is not the agreed one.
@@ -80,6 +82,9 @@ class Resync:
             return
         agreed, count = self.agreed(last) or (None, 0)
         if row.model_round == last.round and (agreed is None or agreed == row.model_digest):
+            return
+        if agreed is None and self._never_opened(current_round, last, ended=ended):
+            study.log.warning("no model came of the round", round=last.round)
             return
         if agreed is None:
             raise UnavailableError(
@@ -101,6 +106,17 @@ class Resync:
                 last.round, "this site's model differed from the one that the others agreed on"
             )
         self._take_over(current_round, last, agreed)
+
+    def _never_opened(self, current_round: int, last: Entry, *, ended: bool) -> bool:
+        """Quorum: whether too few sites answered after the close, so that the study goes on, or ended, with the
+        model from before. The next round's signed record says so; after the last round there is none."""
+        trust = self._study.trust(last.round)
+        if trust.key_lifetime is not KeyLifetime.ATTEMPT:
+            return False
+        if current_round == last.round:
+            return ended
+        record, _ = self._study.round_record(current_round)
+        return bool(record.model_digest == self._study.row().model_digest)
 
     def _take_over(self, current_round: int, last: Entry, agreed: bytes) -> None:
         study, site = self._study, self._study.site

@@ -185,7 +185,7 @@ class StudyLoop:
         number = snapshot.round
         self._release.catch_up(number, number)
         if snapshot.state == StudyState.STUDY_STATE_FINISHED:
-            self._resync.ensure_model(number)
+            self._resync.ensure_model(number, ended=True)
             self._evaluate()
             self._study.site.studies.set_state(self._study.name, FINISHED)
             self._study.log.info("study finished")
