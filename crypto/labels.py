@@ -28,6 +28,7 @@ class Label(StrEnum):
     ANSWER = "cipherward/v1/answer"
     SUM_CHECK = "cipherward/v1/sum-check"
     MODEL_REPORT = "cipherward/v1/model-report"
+    RELAY_KEY = "cipherward/v1/relay-key"
     RELAY = "cipherward/v1/relay"
     SEAL_SHARED_KEY = "cipherward/v1/seal/shared-key"
     SEAL_SHARE = "cipherward/v1/seal/share"

@@ -13,8 +13,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
+from cipherward.crypto.labels import Label, framed
 from cipherward.errors import UsageError
 
 KEY_BYTES = 32
@@ -24,6 +27,14 @@ _CHUNK = 1 << 18
 _TERMS = 4
 _ZEROS = builtins.bytes(1 << 18)
 """What a keystream is added to: encrypting zeros gives the keystream itself."""
+
+
+def hedged_key(label: Label, secret: bytes, *context: bytes) -> bytes:
+    """A fresh key of 32 bytes: HKDF-SHA256 (RFC 5869) over the operating system's randomness and what the key
+    is to encrypt. So a machine that was cloned or restored, and whose randomness repeats, does not use one key
+    for two contents."""
+    info = framed(label, *context)
+    return HKDF(SHA256(), KEY_BYTES, salt=None, info=info).derive(os.urandom(KEY_BYTES) + secret)
 
 
 class KeyStream:

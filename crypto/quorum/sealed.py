@@ -8,20 +8,17 @@ This module can hold decryption keys, so the coordinator does not import it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from cipherward.crypto.labels import Label, framed
+from cipherward.crypto.randomness import hedged_key
 from cipherward.crypto.sealing import SealingKey, seal
 from cipherward.errors import VerificationError
 
-_KEY_BYTES = 32
 _NONCE = bytes(12)
 """Each answer's AES key is fresh and encrypts once."""
 
@@ -86,15 +83,9 @@ class Answering:
     def _receiver(self, index: int) -> tuple[bytes, ...]:
         return self._context(self.members[index].encode(), _number(index + 1))
 
-    def _fresh_key(self, vector: bytes) -> bytes:
-        """Hedged: a machine that was cloned, and whose randomness repeats, does not encrypt two answers under one
-        key."""
-        info = framed(Label.ANSWER_KEY, *self._context())
-        return HKDF(SHA256(), _KEY_BYTES, salt=None, info=info).derive(os.urandom(_KEY_BYTES) + vector)
-
     def seal(self, round_keys: Sequence[bytes], vector: bytes) -> tuple[bytes, list[bytes]]:
         """The vector, encrypted once, and its key, sealed to each member in order."""
-        key = self._fresh_key(vector)
+        key = hedged_key(Label.ANSWER_KEY, vector, *self._context())
         encrypted = AESGCM(key).encrypt(_NONCE, vector, framed(Label.SEAL_ANSWER, *self._context()))
         sealed = [
             seal(public, key, Label.SEAL_ANSWER, *self._receiver(index))

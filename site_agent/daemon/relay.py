@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from cipherward.crypto import merkle
 from cipherward.crypto.labels import Label
+from cipherward.crypto.randomness import hedged_key
 from cipherward.crypto.records import StudyTrust, verify_relay
 from cipherward.crypto.sealing import SealingKey, seal
 from cipherward.crypto.signing import SigningKey
@@ -59,7 +60,8 @@ def seal_item(
     transcript: bytes = b"",
 ) -> Iterator[RelayMessage]:
     """The messages of one PutRelay: the signed item, then the body. ``content`` is not kept."""
-    body_key = AESGCM.generate_key(256)
+    named = (sender.encode(), receiver.encode(), round_number.to_bytes(4, "big"), content_digest)
+    body_key = hedged_key(Label.RELAY_KEY, content, trust.digest, *named)
     cipher = AESGCM(body_key)
     pieces = range(0, max(len(content), 1), CHUNK_BYTES)
     body = [

@@ -14,6 +14,7 @@ from kit_hospitals import updates
 
 from cipherward.crypto.labels import Label, digest
 from cipherward.crypto.quorum.sealed import Answering
+from cipherward.crypto.randomness import hedged_key
 from cipherward.crypto.sealing import SealingKey
 from cipherward.crypto.suites.site_side import one_time_key_side
 from cipherward.site_agent.daemon.quorum import protection
@@ -133,3 +134,12 @@ def test_a_clone_encrypts_no_two_answers_under_one_key():
     for one, other in combinations(different, 2):
         assert np.mean(one == other) < 0.02
     assert np.array_equal(repeated, keystreams[0])  # control: nothing but the hedge told them apart
+
+
+def test_two_models_sealed_to_a_peer_have_different_keys():
+    """The counter is the nonce: under one key the difference of two models would show."""
+    named = (b"manifest", b"sender", b"receiver", b"round")
+    with cloned_randomness():
+        keys = {hedged_key(Label.RELAY_KEY, content, *named) for content in (b"model 1", b"model 2")}
+        assert len(keys) == 2
+        assert hedged_key(Label.RELAY_KEY, b"model 1", *named) in keys, "the randomness does repeat"
