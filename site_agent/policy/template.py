@@ -19,9 +19,9 @@ minimum_threshold = 3
 # Refuse to train without differential privacy.
 require_dp = true
 
-# "quorum": nobody alone can open a sum. "shared-key": every hospital holds one same key, so a single hospital
-# together with the coordinator can open every hospital's update; remove it if that is too much trust.
-allowed_suites = ["quorum", "shared-key"]
+# "quorum": nobody alone can open a sum. With "shared-key" every hospital holds one same key, so that a single
+# hospital together with the coordinator can open every hospital's update; add it only if that is acceptable.
+allowed_suites = ["quorum"]
 
 # Which code may train on our data: the task's digest (64 hex digits), or "installed" for the version that is
 # installed here. The coordinator can never send code.
