@@ -100,6 +100,12 @@ class Release:
     def _apply(self, round_number: int, closed: Closed) -> None:
         study, site = self._study, self._study.site
         trust = study.trust(round_number)
+        if study.journal.entry(round_number).answered_close not in (None, closed.digest):
+            raise VerificationError(
+                f"the coordinator signed two close records for round {round_number} of {study.name}",
+                why="this site answered another one, and applies no other sum",
+                fix="Tell the consortium's admin; the second record is kept as evidence",
+            )
         if len(closed.cohort) < site.policy.minimum_cohort:
             raise PolicyError(
                 f"round {round_number} sums {len(closed.cohort)} updates",

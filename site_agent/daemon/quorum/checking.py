@@ -33,7 +33,8 @@ WAIT_SECONDS, POLL_SECONDS = 3.0, 0.1
 
 
 class Checking:
-    """One study's. Keeps what this site found about the chunks of the round in progress."""
+    """One study's. Keeps what this site found about the chunks of the sum of one close record: another one's it
+    adds up anew, for a signature that vouches for a sum nobody added up is worse than none."""
 
     def __init__(self, study: Study) -> None:
         self._study = study
@@ -41,6 +42,7 @@ class Checking:
 
     def forget(self) -> None:
         """The round is over."""
+        self._close = b""
         self._found: dict[int, bool] = {}
         self._posted: tuple[bytes, int] | None = None
         self._own_seconds = 0.0
@@ -48,6 +50,9 @@ class Checking:
 
     def check_own_part(self, round_number: int, closed: Closed, total: StoredSum) -> None:
         """Add up the chunks that are this site's to check, and sign what was found."""
+        if self._close != closed.digest:
+            self.forget()
+            self._close = closed.digest
         started = time.monotonic()
         self._check(round_number, closed, total, self._due(closed, len(total.leaves), 0))
         self._own_seconds = max(self._own_seconds, time.monotonic() - started)
