@@ -14,10 +14,11 @@ from functools import cached_property
 from cipherward.crypto.labels import Label
 from cipherward.crypto.manifest_rules import colluders_withstood, effective_threshold
 from cipherward.crypto.seal_sizes import PUBLIC_BYTES
+from cipherward.crypto.sealing_keys import check_public
 from cipherward.crypto.signing import record_digest, verify
 from cipherward.crypto.suites.base import KeyLifetime, SuiteParams
 from cipherward.crypto.suites.registry import suite as find_suite
-from cipherward.errors import IdentityError, VerificationError
+from cipherward.errors import FormatError, IdentityError, VerificationError
 from cipherward.ids import DIGEST_BYTES, Digest
 from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.round_pb2 import (
@@ -124,6 +125,13 @@ def verify_join(
             f"{site} joined with a round key of {len(join.round_key)} bytes",
             f"it must have {PUBLIC_BYTES}",
         )
+        try:
+            check_public(join.round_key)
+        except FormatError as error:
+            raise VerificationError(
+                f"{site} joined with a round key to which nothing can be sealed",
+                why="it is no ML-KEM-768 and X25519 key",
+            ) from error
         _need(not join.shared_key_digest, "a join carries a shared key's digest outside the shared-key suite")
     return join
 

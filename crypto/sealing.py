@@ -9,19 +9,19 @@ from __future__ import annotations
 from typing import NoReturn
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hpke import (
     AEAD,
     KDF,
     KEM,
     MLKEM768X25519PrivateKey,
-    MLKEM768X25519PublicKey,
     Suite,
 )
 
 from cipherward.crypto import seal_sizes
 from cipherward.crypto.labels import Label, framed
+from cipherward.crypto.sealing_keys import check_public
 from cipherward.errors import FormatError, VerificationError
 
 PUBLIC_BYTES, OVERHEAD = seal_sizes.PUBLIC_BYTES, seal_sizes.OVERHEAD
@@ -30,21 +30,11 @@ SECRET_BYTES = 64 + 32
 _SUITE = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 
 
-def check_public(public: bytes) -> MLKEM768X25519PublicKey:
-    """Parse ML-KEM-768 (1184 bytes) || X25519 (32 bytes); raises FormatError."""
-    if len(public) != PUBLIC_BYTES:
-        raise FormatError(f"a sealing key has {len(public)} bytes", why=f"it must have {PUBLIC_BYTES}")
-    try:
-        return MLKEM768X25519PublicKey(
-            MLKEM768PublicKey.from_public_bytes(public[:1184]),
-            X25519PublicKey.from_public_bytes(public[1184:]),
-        )
-    except ValueError as error:
-        raise FormatError("a sealing key is not a valid ML-KEM-768 and X25519 key") from error
-
-
 def seal(public: bytes, plaintext: bytes, label: Label, *context: bytes) -> bytes:
-    """Encrypt to ``public``; ``label`` and ``context`` go into HPKE's info and must be the same to open."""
+    """Encrypt to ``public``; ``label`` and ``context`` go into HPKE's info and must be the same to open.
+
+    FormatError for a public key that is none (``sealing_keys.check_public``).
+    """
     return _SUITE.encrypt(plaintext, check_public(public), info=framed(label, *context))
 
 

@@ -20,7 +20,7 @@ from cipherward.crypto.pki.issuing import issue_credential, issue_status_list
 from cipherward.crypto.pki.requests import Request
 from cipherward.crypto.pki.root_key import RootKey
 from cipherward.crypto.pki.status_list import StatusList, verify_status_list
-from cipherward.crypto.sealing import check_public
+from cipherward.crypto.sealing_keys import check_public
 from cipherward.durable import explained, read_file, read_secret, write_file, write_secret
 from cipherward.errors import ConflictError, EnvironmentProblem, FormatError, UsageError
 from cipherward.ids import Identity, Role

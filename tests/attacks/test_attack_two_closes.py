@@ -88,7 +88,7 @@ def test_checks_of_one_close_record_say_nothing_of_another(make_hospitals):
 
 
 def test_a_chunk_is_added_up_anew_for_another_close_record(make_hospitals):
-    """The same without an answer, which a site cannot give if shares did not open: what it found is not carried over."""
+    """The same without an answer, which a site cannot give if shares did not open: nothing is carried over."""
     world = make_hospitals(4)
     world.to_acknowledge(1, updates(world.names, 1))
     honest = world.total(1, world.names)

@@ -25,6 +25,7 @@ from cipherward.crypto.quorum_records import (
     verify_sum_check,
 )
 from cipherward.crypto.records import verify_close, verify_plan, verify_round_record
+from cipherward.crypto.sealing import SealingKey
 from cipherward.crypto.signing import record_digest
 from cipherward.crypto.suites.registry import suite
 from cipherward.crypto.transcript import model_digest, transcript_next, transcript_start
@@ -74,7 +75,8 @@ class Member:
         await getattr(self.stub, rpc)(kind(study="trial", record=record, **more))
 
     async def join(self, number: int) -> None:
-        record = await self.site.join_record(number, shared_key_digest=b"", round_key=os.urandom(1216))
+        key = SealingKey.generate().public()
+        record = await self.site.join_record(number, shared_key_digest=b"", round_key=key)
         await self.post("PostJoin", record)
 
     def messages(
@@ -563,3 +565,17 @@ async def test_who_is_not_of_the_study_gets_nothing(world: Any) -> None:
         for call in (mallory.fetch("GetShares", 1), mallory.update_chunks(1, 0), mallory.acknowledge(1)):
             async with world.refused(IdentityError, "not on the roster"):
                 await call
+
+
+async def test_two_sites_with_one_round_key_do_not_keep_the_others_waiting(world: Any) -> None:
+    async with world.running(world.folder) as address:
+        members = await started(world, address)
+        anna, bert, *others = members
+        key = SealingKey.generate().public()
+        await anna.post("PostJoin", await anna.site.join_record(1, shared_key_digest=b"", round_key=key))
+        copied = await bert.site.join_record(1, shared_key_digest=b"", round_key=key)
+        async with world.refused(VerificationError, "the round key of anna"):
+            await bert.post("PostJoin", copied)
+        await each(one.join(1) for one in (bert, *others))
+        await anna.site.until(lambda s: s.phase == pb.PHASE_UPLOAD)
+        assert (await anna.plan(1)).members == NAMES

@@ -78,7 +78,7 @@ class World:
         )  # fmt: skip
         self.trust = StudyTrust(manifest, Digest(d("manifest")))
         self.transcript = transcript_start("heart", self.trust.digest)
-        self.round_keys = {name: os.urandom(1216) for name in self.roster}
+        self.round_keys = {name: SealingKey.generate().public() for name in self.roster}
         self.plan = self.verified_plan(self.sites)
         self.shares = {name: [os.urandom(SEALED_SHARE_BYTES) for _ in self.sites] for name in self.sites}
         self.sealed_keys = {name: [os.urandom(SEALED_KEY_BYTES) for _ in self.sites] for name in self.sites}
