@@ -26,7 +26,7 @@ from cipherward.crypto.pki.store import Member
 from cipherward.crypto.records import verify_plan
 from cipherward.crypto.signing import record_digest
 from cipherward.crypto.transcript import transcript_start
-from cipherward.errors import IdentityError
+from cipherward.errors import CipherwardError, IdentityError
 from cipherward.ids import Identity, Role
 from cipherward.proto.v1.coordinator_pb2 import RECORD_KIND_CLOSE, RECORD_KIND_PLAN, RECORD_KIND_ROUND
 
@@ -199,7 +199,11 @@ class Studies:
         now = self._clock.monotonic()
         for view in self.views:
             if machine.step(view.rules, view.state, Ticked(), now)[0] is not view.state:
-                await self.apply(view.name, Ticked())
+                try:
+                    await self.apply(view.name, Ticked())
+                except CipherwardError as error:
+                    # What stops one study must not stop the time of the others.
+                    log.error("a study does not move", study=view.name, reason=str(error))
 
     def revoked_sites(self, view: StudyView) -> frozenset[str]:
         """Sites of the study that the status list in force names."""

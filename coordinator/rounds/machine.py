@@ -350,8 +350,10 @@ def _advance_release(rules: StudyRules, rule: Rules, state: State, spent: float,
         settled, effects = _settle(rules, done, now, state.round + 1)
         return settled, (Discard(state.round), *effects)
     if spent >= 2 * rule.verify:
-        if rule.quorum and not state.reports:
-            # A wrong answer or update can keep everyone from opening it. Nobody has moved on from the model.
+        if rule.quorum and votes.total() <= rule.colluders:
+            # A wrong answer or update can keep everyone from opening it, and whoever made it can report a model
+            # nevertheless: c reports do not show that an honest site moved on. One that did fetches the model
+            # that the others agree on after the next round.
             return _abort_round(rules, state, now, "no site could verify and open the sum")
         return _abort_study(
             state,

@@ -435,6 +435,21 @@ def test_quorum_a_sum_that_nobody_could_open_ends_the_round_and_not_the_study() 
     assert run.state.life is Life.ABORTED, "one site has moved on: the models differ"
 
 
+def test_quorum_as_many_reports_as_colluders_do_not_end_the_study() -> None:
+    """A site that keeps all others from opening the sum cannot, with a report of its own, end the study as well."""
+    run = Run(make(quorum=True, k=3, colluders=1))
+    run.join(*SITES)
+    run.commit(*SITES)
+    for site in SITES:
+        run(events.AcknowledgementPosted(site, 1))
+    run(events.Summed(1, b"root", 1))
+    answer(run, *SITES)
+    run(events.ReportPosted("a", 1, b"made up"))
+    note, discard, opened = run(events.Ticked(), run.now + 40)
+    assert isinstance(note, NoteUnopened) and (discard, opened) == (Discard(1), SignRound(2, b"m0"))
+    assert run.state.life is Life.RUNNING
+
+
 @given(st.data())
 def test_quorum_whatever_members_complain_of_t_of_them_can_open_u(data: st.DataObject) -> None:
     n = data.draw(st.integers(3, 9))
