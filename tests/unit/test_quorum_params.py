@@ -69,6 +69,13 @@ def test_zero_elements_are_the_fewest_that_let_no_wrong_key_pass(name, sites):
     assert params.zero_elements == 1 or not passes(params.zero_elements - 1)
 
 
+def test_the_factor_of_a_half_counts():
+    """At two sites one element would let a wrong key pass with a chance above 2^-N, if only just."""
+    b, q = 46, SETS["q16"].modulus
+    assert q / 2 < (128 * 2 + 1) * (4 * b + 1) < q
+    assert parameters("q16", 1.0, 2).zero_elements == 2
+
+
 def test_the_defaults():
     q32, q16 = (SUITE.parameter_sets[name] for name in NAMES)
     assert (q32.name, q32.bound, q32.max_sites, q32.scale, q32.zero_elements) == ("q32", 64.0, 1000, 2**15, 1)

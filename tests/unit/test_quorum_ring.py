@@ -42,6 +42,7 @@ def extremes(modulus, rng):
     return [
         np.full(DEGREE, half),
         np.full(DEGREE, -half),
+        np.full(DEGREE, half - 12_345),  # both limbs large: the product does not fit a double unreduced
         half * signs[0],
         np.where(np.arange(DEGREE) % 2, half, -half),
         # Halves of limbs: 2^15 and 2^15 - 1 in the lower 16 bits.
@@ -55,6 +56,7 @@ def keys(rng):
     return {
         "fresh": np.bitwise_count(rng.integers(0, 2**64, DEGREE, dtype=np.uint64)).astype(np.int64) - 32,
         "all 32000": np.full(DEGREE, 32_000),
+        "all odd": np.full(DEGREE, 31_999),
         "signs 32000": 32_000 * rng.choice([-1, 1], DEGREE),
         "one": np.eye(1, DEGREE, 0, dtype=np.int64)[0],
         "last": -32 * np.eye(1, DEGREE, DEGREE - 1, dtype=np.int64)[0],

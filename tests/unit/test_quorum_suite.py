@@ -4,6 +4,7 @@ import copy
 import os
 import pickle
 import threading
+import time
 import tracemalloc
 from itertools import combinations
 
@@ -285,7 +286,10 @@ def test_memory_is_bounded(threads):
     vector = np.ones(100 * 65_536, dtype=np.float32)  # 26 MB, and as much again encrypted
     key = SITE.generate_key(params, b"")
     tracemalloc.start()
-    for _ in SITE.cipher(key, CONTEXT, threads=threads).encrypt(vector):
+    stream = SITE.cipher(key, CONTEXT, threads=threads).encrypt(vector)
+    next(stream)
+    time.sleep(0.3)  # a slow network: nobody must run ahead of it
+    for _ in stream:
         pass
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
