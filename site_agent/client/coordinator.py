@@ -138,7 +138,7 @@ class CoordinatorClient:
         with translated():
             self._stub.PostCommit(PostRequest(study=study, record=record), timeout=CALL_SECONDS)
 
-    def shares(self, study: str, round_number: int, most: int) -> list[ShareMessage]:
+    def shares(self, study: str, round_number: int, most: int) -> Iterator[ShareMessage]:
         """The sealed shares addressed to this site; the first ``most``, whatever else is sent."""
         request = GetRecordRequest(study=study, round=round_number)
         return self._first(self._stub.GetShares(request, timeout=STREAM_SECONDS), most)
@@ -153,7 +153,7 @@ class CoordinatorClient:
         with translated():
             self._stub.PostAnswer(request, timeout=CALL_SECONDS)
 
-    def answers(self, study: str, round_number: int, most: int) -> list[AnswerMessage]:
+    def answers(self, study: str, round_number: int, most: int) -> Iterator[AnswerMessage]:
         """The members' answers, each with the key sealed to this site; the first ``most``."""
         request = GetRecordRequest(study=study, round=round_number)
         return self._first(self._stub.GetAnswers(request, timeout=STREAM_SECONDS), most)
@@ -168,14 +168,15 @@ class CoordinatorClient:
         with translated():
             self._stub.PostSumCheck(PostRequest(study=study, record=record), timeout=CALL_SECONDS)
 
-    def sum_checks(self, study: str, round_number: int, most: int) -> list[Signed]:
+    def sum_checks(self, study: str, round_number: int, most: int) -> Iterator[Signed]:
         """The members' sum checks; the first ``most``."""
         request = GetRecordRequest(study=study, round=round_number)
-        return self._first(self._stub.GetSumChecks(request, timeout=CALL_SECONDS), most)
+        return self._first(self._stub.GetSumChecks(request, timeout=STREAM_SECONDS), most)
 
-    def _first(self, call: Any, most: int) -> list[Any]:
+    def _first(self, call: Any, most: int) -> Iterator[Any]:
+        # One at a time: all of them together may be far larger than what a caller keeps of them.
         with closing(self._stream(call)) as messages:
-            return list(islice(messages, most))
+            yield from islice(messages, most)
 
     def sum_chunks(self, study: str, round_number: int, first_index: int) -> Iterator[DataChunk]:
         """Chunks of the sum from that index on."""
@@ -187,7 +188,7 @@ class CoordinatorClient:
         with translated():
             self._stub.PostModelReport(PostRequest(study=study, record=record), timeout=CALL_SECONDS)
 
-    def model_reports(self, study: str, round_number: int, most: int) -> list[Signed]:
+    def model_reports(self, study: str, round_number: int, most: int) -> Iterator[Signed]:
         """What the sites reported after the round; the first ``most``, whatever else is sent."""
         request = GetRecordRequest(study=study, round=round_number)
         return self._first(self._stub.GetModelReports(request, timeout=CALL_SECONDS), most)

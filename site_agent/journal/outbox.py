@@ -62,7 +62,13 @@ class Outbox:
         return np.frombuffer(content, dtype="<f4").astype(np.float32)
 
     def put_chunks(self, attempt: int, chunks: Iterable[bytes]) -> list[Digest]:
-        """Store the encrypted chunks; durable on return. Returns their leaf hashes (RFC 9162)."""
+        """Store the encrypted chunks; durable on return. Returns their leaf hashes (RFC 9162).
+
+        What is left of earlier attempts is removed: only the newest one is ever sent.
+        """
+        with explained("remove the attempts before in", self._folder):
+            for path in self._folder.glob("attempt-*"):
+                path.unlink()
         return _put(self._chunks(attempt), chunks)
 
     def chunks(self, attempt: int, sizes: Sequence[int], first: int = 0) -> Iterator[bytes]:
@@ -96,12 +102,17 @@ def _put(path: Path, pieces: Iterable[bytes]) -> list[Digest]:
     """One file for all pieces, synced once: a file for each would cost a disk write for each."""
     private_folder(path.parent)
     leaves = []
-    with explained("write", path), os.fdopen(os.open(path, _NEW, 0o600), "wb") as file:
-        for piece in pieces:
-            file.write(piece)
-            leaves.append(merkle.leaf_hash(piece))
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with explained("write", path), os.fdopen(os.open(path, _NEW, 0o600), "wb") as file:
+            for piece in pieces:
+                file.write(piece)
+                leaves.append(merkle.leaf_hash(piece))
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        # On a full disk the half that was written would leave no room for the journal.
+        path.unlink(missing_ok=True)
+        raise
     fsync_directory(path.parent)
     return leaves
 

@@ -35,7 +35,7 @@ def acknowledge(study: Study, round_number: int, secret: RoundSecret) -> None:
     """Fetch, check, open, journal, post. The opened shares stay in ``secret``."""
     known = study.journal.entry(round_number).acknowledgement
     if known is None:
-        record = _open_all(study, round_number, secret)
+        record = open_shares(study, round_number, secret)
         signed = study.site.sign(Label.ACKNOWLEDGEMENT, record)
         study.journal.write(round_number, acknowledgement=signed.SerializeToString(deterministic=True))
         study.log.info(
@@ -46,7 +46,8 @@ def acknowledge(study: Study, round_number: int, secret: RoundSecret) -> None:
     study.client.post_acknowledgement(study.name, signed)
 
 
-def _open_all(study: Study, round_number: int, secret: RoundSecret) -> Acknowledgement:
+def open_shares(study: Study, round_number: int, secret: RoundSecret) -> Acknowledgement:
+    """Fetch, check and open what is addressed to this site into ``secret``; what there is to say of it."""
     trust, plan, name = study.trust(round_number), study.plan(round_number), study.site.name
     side, place = one_time_key_side(trust.manifest.suite.name), plan.places[name]
     found: dict[str, tuple[Attempt, bool]] = {}

@@ -12,6 +12,7 @@ from cipherward.crypto.suites.site_side import one_time_key_side
 from cipherward.errors import PolicyError, ProtocolError, UnavailableError, VerificationError
 from cipherward.proto.v1.coordinator_pb2 import PostAnswerRequest
 from cipherward.proto.v1.round_pb2 import Answer
+from cipherward.site_agent.daemon.quorum.acknowledging import open_shares
 from cipherward.site_agent.daemon.quorum.secrets import RoundSecret
 from cipherward.site_agent.daemon.study import Closed, Study
 
@@ -29,6 +30,10 @@ def answer(study: Study, round_number: int, closed: Closed, secret: RoundSecret)
                 f"round {round_number} sums {len(closed.cohort)} updates",
                 why=f"this hospital's policy wants at least {minimum}",
             )
+        if study.journal.entry(round_number).acknowledgement is None:
+            # The coordinator waits for the last members only briefly: too late to say what opens, this site can
+            # still answer.
+            open_shares(study, round_number, secret)
         vector = _sum_of_shares(study, round_number, closed, secret)
         study.journal.write(round_number, answered_close=closed.digest)
         secret.answer = _sealed_answer(study, round_number, closed, vector)

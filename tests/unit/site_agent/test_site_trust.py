@@ -302,7 +302,8 @@ def test_a_damaged_outbox_means_a_new_attempt(world):
         agent.upload.upload_and_commit(1, digest)
     del world.coordinator.upload
     path = world.site.folder.outbox(STUDY, 1) / "attempt-1.chunks"
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    *content, last = path.read_bytes()
+    path.write_bytes(bytes([*content, last ^ 1]))
     world.attach().upload.upload_and_commit(1, digest)
     assert list(world.coordinator.uploads) == [2]
 
