@@ -37,8 +37,13 @@ def test_bench_crypto_writes_its_records(tmp_path: Path) -> None:
     assert {"encrypt", "add", "decrypt", "bytes_up", "bytes_down", "key_bytes", "peak_memory"} <= set(default)
     assert 6.0 <= default["bytes_up"]["value"] <= 16.5
     quorum = {r["figure"]: r for r in records if r["suite"] == "quorum:q32"}
-    assert {"encrypt", "add", "decrypt", "share", "open", "bytes_up", "key_bytes", "peak_memory"} <= set(quorum)
-    assert {r["threads"] for r in records if r["figure"] == "encrypt" and r["suite"] == "quorum:q32"} == {1, 2}
+    assert {"encrypt", "add", "decrypt", "share", "open", "bytes_up", "key_bytes", "peak_memory"} <= set(
+        quorum
+    )
+    assert {r["threads"] for r in records if r["figure"] == "encrypt" and r["suite"] == "quorum:q32"} == {
+        1,
+        2,
+    }
     # 10 chunk elements and the zero element for 20,000 parameters, and all that three members send besides.
     key_material = 3 * (8192 + 1136) + 8192 + 16 + 3 * (32 + 1136)
     assert quorum["key_bytes"]["value"] == key_material
