@@ -184,6 +184,8 @@ class StudyLoop:
             return None
         number = snapshot.round
         self._release.catch_up(number, number)
+        # Whether or not the round has an ending record: nothing is answered any more.
+        self._protection.forget(number)
         if snapshot.state == StudyState.STUDY_STATE_FINISHED:
             self._resync.ensure_model(number, ended=True)
             self._evaluate()

@@ -23,8 +23,9 @@ from cipherward.proto.v1.round_pb2 import SumCheck
 from cipherward.site_agent.daemon.study import Closed, Study
 from cipherward.site_agent.daemon.sums import StoredSum
 
-BATCH = 16
-"""Chunks asked for in one call: a call that breaks off is repeated."""
+BATCH, MOST_IN_A_CALL = 16, 256
+"""Chunks of the sum asked for in one call, and of all updates that come for them: a call that breaks off is
+repeated, which on a slow link it could not be for ever."""
 LEAST_TURN_SECONDS = 5.0
 TURNS = 4.0
 """A site that has not signed after this many times as long as this one took is taken to be absent, and the next
@@ -43,6 +44,7 @@ class Checking:
     def forget(self) -> None:
         """The round is over."""
         self._close = b""
+        self._places: list[int] = []
         self._found: dict[int, bool] = {}
         self._posted: tuple[bytes, int] | None = None
         self._own_seconds = 0.0
@@ -67,6 +69,7 @@ class Checking:
         end = time.monotonic() + WAIT_SECONDS
         self._since = self._since or time.monotonic()
         while True:
+            asked = time.monotonic()
             state = self._coverage(round_number, closed, len(total.leaves))
             self._check(round_number, closed, total, list(state.wrong))
             # Said at once: if a right chunk was called wrong, these are the signatures that it lacks.
@@ -86,15 +89,17 @@ class Checking:
                     "are not checked by enough sites yet"
                 )
             else:
-                time.sleep(POLL_SECONDS)
+                # With many members one look at all checks takes seconds of the coordinator's time as well.
+                time.sleep(max(POLL_SECONDS, time.monotonic() - asked))
 
     def _due(self, closed: Closed, count: int, later: int) -> list[int]:
         """The chunks that this site is to check when ``later`` sites before it are taken to be absent."""
         name, members = self._study.site.name, closed.plan.members
         last = self._study.trust(closed.record.round).manifest.colluders + later
-        return [
-            index for index in range(count) if checkers(closed.digest, members, index).index(name) <= last
-        ]
+        if not self._places:
+            # 2 ms a chunk with 1,000 members: not at every look.
+            self._places = [checkers(closed.digest, members, index).index(name) for index in range(count)]
+        return [index for index, place in enumerate(self._places) if place <= last]
 
     def _check(self, round_number: int, closed: Closed, total: StoredSum, indices: Sequence[int]) -> None:
         left = [index for index in indices if index not in self._found]
@@ -102,8 +107,9 @@ class Checking:
         if not left:
             return
         with suite(trust.manifest.suite.name).chunk_adder(trust.params) as adder:
-            for start in range(0, len(left), BATCH):
-                batch = left[start : start + BATCH]
+            size = max(1, min(BATCH, MOST_IN_A_CALL // len(closed.cohort)))
+            for start in range(0, len(left), size):
+                batch = left[start : start + size]
                 chunks = self._update_chunks(round_number, closed, batch)
                 for index in batch:
                     added = adder.add(islice(chunks, len(closed.cohort)), index, total.length)
@@ -146,7 +152,9 @@ class Checking:
             try:
                 checks[name] = verify_sum_check(signed, trust, closed.plan, closed.digest, count, name)
             except VerificationError as error:
-                study.log.warning("a sum check is refused", round=round_number, sender=name, error=str(error))
+                study.log.warning(
+                    "a sum check is refused", round=round_number, sender=name[:80], error=str(error)
+                )
         return coverage(checks, trust.manifest.colluders, count)
 
     def _refuse_wrong(self, round_number: int, closed: Closed, state: Coverage) -> None:
