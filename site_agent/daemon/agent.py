@@ -6,6 +6,7 @@ forked from one with keys in memory.
 
 from __future__ import annotations
 
+import resource
 import signal
 import threading
 from dataclasses import dataclass
@@ -238,6 +239,8 @@ def run(options: Options, clock: Clock, log: FilteringBoundLogger) -> None:
 
     Raises a CipherwardError that says what to do if the site cannot start or must stop.
     """
+    # A core file would hold the keys of the round in progress, which are to be nowhere but in memory.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     folder = SiteFolder(options.folder)
     trainer = Trainer(options.trainer_socket or folder.trainer_socket, spawn=options.trainer_socket is None)
     try:
