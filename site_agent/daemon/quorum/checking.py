@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 
 from cipherward.crypto import merkle
@@ -18,7 +19,7 @@ from cipherward.crypto.quorum_records import (
     verify_sum_check,
 )
 from cipherward.crypto.suites.registry import suite
-from cipherward.errors import FormatError, UnavailableError, VerificationError
+from cipherward.errors import FormatError, LimitError, UnavailableError, VerificationError
 from cipherward.proto.v1.round_pb2 import SumCheck
 from cipherward.site_agent.daemon.study import Closed, Study
 from cipherward.site_agent.daemon.sums import StoredSum
@@ -30,7 +31,16 @@ LEAST_TURN_SECONDS = 5.0
 TURNS = 4.0
 """A site that has not signed after this many times as long as this one took is taken to be absent, and the next
 in the chunk's order steps in."""
-WAIT_SECONDS, POLL_SECONDS = 3.0, 0.1
+WAIT_SECONDS, POLL_SECONDS = 3.0, 0.25
+
+
+@contextmanager
+def _patient() -> Iterator[None]:
+    """A coordinator that is called too often is called again later: its limit says nothing about the sum."""
+    try:
+        yield
+    except LimitError as error:
+        raise UnavailableError(error.what, why=error.why) from error
 
 
 class Checking:
@@ -50,6 +60,7 @@ class Checking:
         self._own_seconds = 0.0
         self._since: float | None = None
 
+    @_patient()
     def check_own_part(self, round_number: int, closed: Closed, total: StoredSum) -> None:
         """Add up the chunks that are this site's to check, and sign what was found."""
         if self._close != closed.digest:
@@ -60,6 +71,7 @@ class Checking:
         self._own_seconds = max(self._own_seconds, time.monotonic() - started)
         self._post(round_number, closed)
 
+    @_patient()
     def wait_until_covered(self, round_number: int, closed: Closed, total: StoredSum) -> None:
         """Return once every chunk has c + 1 signed checks.
 
