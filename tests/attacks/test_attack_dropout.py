@@ -187,8 +187,9 @@ class Histories:
         posted = [events.ReportPosted(name, number, model) for name in reporting]
         state, effects = self.send(released, now, *posted)
         state, effects, now = self.settle(released, state, effects, now, VERIFY)
-        if not reporting:
-            return self.ended(released, state, effects, now, (), played, "nobody reported")
+        if len(reporting) <= self.colluders:
+            why = "so few reported that all may lie" if reporting else "nobody reported"
+            return self.ended(released, state, effects, now, (), played, why)
         self.covered += number == 1
         if len(reporting) < min(agreement_needed(self.colluders, len(who)), len(who)):
             # The sum is public among the sites, and too few of them say which model came of it.
@@ -245,6 +246,7 @@ def test_whoever_vanishes_the_sum_is_right_or_the_round_ends_cleanly(count):
         "too few acknowledged",
         "too few answered",
         "nobody reported",
+        "so few reported that all may lie",
     }
     assert expected <= histories.ends.keys()
     assert histories.covered == 6**count, "a history was left out"
