@@ -22,7 +22,6 @@ from cipherward.coordinator.api.service import implementation, new_server
 from cipherward.coordinator.blobs.blobs import Blobs
 from cipherward.coordinator.daemon.core import Core
 from cipherward.coordinator.daemon.folder import (
-    FolderLock,
     blobs_url,
     database_url,
     remove_address,
@@ -39,6 +38,7 @@ from cipherward.coordinator.daemon.writer import Writer
 from cipherward.coordinator.store.database import Store
 from cipherward.crypto.pki.peers import PeerVerifier
 from cipherward.crypto.pki.store import load_member
+from cipherward.durable import FolderLock
 from cipherward.errors import EnvironmentProblem, UsageError
 from cipherward.ids import Role
 
@@ -77,7 +77,7 @@ class Service:
         member = load_member(folder, Role.COORDINATOR, self._clock.now())
         for warning in member.warnings(self._clock.now()):
             log.warning("credential", reason=warning)
-        lock = FolderLock(folder)
+        lock = FolderLock(folder, "a coordinator")
         remove_address(folder)  # of a process that was killed
         try:
             store = Store(self._settings.database or database_url(folder))

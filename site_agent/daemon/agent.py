@@ -18,6 +18,7 @@ from structlog.typing import FilteringBoundLogger
 from cipherward.clock import Clock
 from cipherward.crypto.pki.site_keys import load_sealing_key
 from cipherward.crypto.pki.store import load_member
+from cipherward.durable import FolderLock
 from cipherward.errors import (
     CipherwardError,
     ConflictError,
@@ -242,6 +243,8 @@ def run(options: Options, clock: Clock, log: FilteringBoundLogger) -> None:
     # A core file would hold the keys of the round in progress, which are to be nowhere but in memory.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     folder = SiteFolder(options.folder)
+    # Two agents on one folder would each answer a round and count its privacy.
+    lock = FolderLock(options.folder, "a site agent")
     trainer = Trainer(options.trainer_socket or folder.trainer_socket, spawn=options.trainer_socket is None)
     try:
         trainer.start()
@@ -253,6 +256,7 @@ def run(options: Options, clock: Clock, log: FilteringBoundLogger) -> None:
     finally:
         notify("STOPPING=1")
         trainer.close()
+        lock.release()
 
 
 def _serve(options: Options, site: Site) -> None:

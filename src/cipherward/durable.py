@@ -4,6 +4,7 @@ by others, not even for an instant."""
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 from collections.abc import Iterator
@@ -97,3 +98,26 @@ def read_secret(path: Path) -> bytes:
             fix=f"Run: chmod 600 {path}",
         )
     return read_file(path)
+
+
+class FolderLock:
+    """One running daemon per folder. The kernel lets go of it when the process ends, however it ends."""
+
+    def __init__(self, folder: Path, daemon: str) -> None:
+        """``daemon``: what runs there, e.g. ``a site agent``. EnvironmentProblem if another process has it."""
+        path = folder / "lock"
+        with explained("open", path):
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._fd)
+            raise EnvironmentProblem(
+                f"{daemon} is already running in {folder}",
+                why="it holds the folder's lock",
+                fix="Stop that one first",
+            ) from error
+
+    def release(self) -> None:
+        """Let go."""
+        os.close(self._fd)

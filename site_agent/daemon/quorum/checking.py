@@ -83,7 +83,7 @@ class Checking:
         while True:
             asked = time.monotonic()
             state = self._coverage(round_number, closed, len(total.leaves))
-            self._check(round_number, closed, total, list(state.wrong))
+            self._check(round_number, closed, total, self._disputed(round_number, state))
             # Said at once: if a right chunk was called wrong, these are the signatures that it lacks.
             self._post(round_number, closed)
             self._refuse_wrong(round_number, closed, state)
@@ -103,6 +103,13 @@ class Checking:
             else:
                 # With many members one look at all checks takes seconds of the coordinator's time as well.
                 time.sleep(max(POLL_SECONDS, time.monotonic() - asked))
+
+    def _disputed(self, round_number: int, state: Coverage) -> list[int]:
+        """Chunks called wrong that this site must add up itself. With c + 1 who call it right, and no more than c
+        who call it wrong, an honest site vouches for the chunk: or else one liar would make everybody fetch
+        all updates."""
+        colluders, missing = self._study.trust(round_number).manifest.colluders, set(state.missing)
+        return [index for index, who in state.wrong.items() if index in missing or len(who) > colluders]
 
     def _due(self, closed: Closed, count: int, later: int) -> list[int]:
         """The chunks that this site is to check when ``later`` sites before it are taken to be absent."""
@@ -181,7 +188,7 @@ class Checking:
                 fix="Tell the consortium's admin; the signed close record is kept as evidence",
             )
         for index, accusers in state.wrong.items():
-            # This site has just found it right: whoever says otherwise is mistaken or lies.
+            # Found right here, or by c + 1 others: whoever says otherwise is mistaken or lies.
             names = ", ".join(accusers)
             self._study.log.warning(
                 "a right chunk was called wrong", round=round_number, chunk=index, members=names
