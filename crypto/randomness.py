@@ -25,7 +25,7 @@ _WORD = np.dtype("<u8")
 _CHUNK = 1 << 18
 """Normal deviates made at a time: bounds the scratch memory of ``gaussian`` to some 30 MB."""
 _TERMS = 4
-_ZEROS = builtins.bytes(1 << 18)
+_ZEROS = builtins.bytes(1 << 20)
 """What a keystream is added to: encrypting zeros gives the keystream itself."""
 
 
@@ -35,6 +35,10 @@ def hedged_key(label: Label, secret: bytes, *context: bytes) -> bytes:
     for two contents."""
     info = framed(label, *context)
     return HKDF(SHA256(), KEY_BYTES, salt=None, info=info).derive(os.urandom(KEY_BYTES) + secret)
+
+
+def _counter(block: int) -> bytes:
+    return block.to_bytes(16, "big")
 
 
 class KeyStream:
@@ -56,7 +60,7 @@ class KeyStream:
             key = os.urandom(KEY_BYTES)
         if len(key) != KEY_BYTES:
             raise UsageError(f"a stream key has {KEY_BYTES} bytes, not {len(key)}")
-        self._encryptor = Cipher(algorithms.AES(key), modes.CTR(block.to_bytes(16, "big"))).encryptor()
+        self._encryptor = Cipher(algorithms.AES(key), modes.CTR(_counter(block))).encryptor()
         self._process = os.getpid()
 
     def __repr__(self) -> str:
@@ -69,6 +73,10 @@ class KeyStream:
         """The next ``count`` bytes of the stream. Raises UsageError in a process forked after creation."""
         self._refuse_in_a_copy()
         return self._encryptor.update(bytes(count))
+
+    def seek(self, block: int) -> None:
+        """Go on from that block of the keystream, as a new stream with this key would."""
+        self._encryptor.reset_nonce(_counter(block))
 
     def fill(self, out: NDArray[Any]) -> None:
         """Overwrite a C-contiguous array with the next ``out.nbytes`` bytes. UsageError as ``bytes``."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cipherward.crypto.quorum.chunks import ChunkEncryptor, ChunkOpener
+from cipherward.crypto.quorum.chunks import ChunkEncryptor, ChunkOpener, batches
 from cipherward.crypto.quorum.key import QuorumKey, SumKey
 from cipherward.crypto.quorum.parallel import default_threads, in_order
 from cipherward.crypto.quorum.params import QuorumParams
@@ -77,12 +79,14 @@ class QuorumCipher:
         return self._encrypted(Multiplier(secret, self._params.modulus), errors, vector)
 
     def _encrypted(self, multiplier: Multiplier, errors: bytes, vector: NDArray[Any]) -> Iterator[bytes]:
-        count = self._params.chunk_count(vector.size)
+        jobs = batches(self._params.chunk_count(vector.size))
         workers = [
             ChunkEncryptor(self._params, self._context, multiplier, errors, vector)
-            for _ in range(min(self._threads, count))
+            for _ in range(self._workers(vector.size))
         ]
-        return in_order(ChunkEncryptor.encrypt, range(count), workers)
+        with closing(in_order(ChunkEncryptor.encrypt, jobs, workers)) as encrypted:
+            for chunks in encrypted:
+                yield from chunks
 
     def open_sum(self, chunks: Iterable[bytes], length: int, contributors: int) -> NDArray[np.float64]:
         """The sum's values, shape (length,); see the protocol for what it raises.
@@ -100,24 +104,34 @@ class QuorumCipher:
         multiplier = Multiplier(self._key.polynomial(), self._params.modulus)
         workers = [
             ChunkOpener(self._params, self._context, multiplier, contributors, values)
-            for _ in range(min(self._threads, count))
+            for _ in range(self._workers(length))
         ]
-        opened = sum(1 for _ in in_order(_open, _counted(chunks, count), workers))
-        if opened != count:
-            raise FormatError("the sum is refused", why=f"it has {opened} chunks and must have {count}")
+        with closing(in_order(_open, _in_batches(chunks, count), workers)) as opened:
+            for _ in opened:
+                pass
         return values
+
+    def _workers(self, length: int) -> int:
+        """As many as find work."""
+        return min(self._threads, len(batches(self._params.chunk_count(length))))
 
     def close(self) -> None:
         """Forget the key."""
         self._key = None
 
 
-def _open(worker: ChunkOpener, job: tuple[int, bytes]) -> None:
+def _open(worker: ChunkOpener, job: tuple[range, list[bytes]]) -> None:
     worker.open(*job)
 
 
-def _counted(chunks: Iterable[bytes], count: int) -> Iterator[tuple[int, bytes]]:
-    for index, chunk in enumerate(chunks):
-        if index == count:
-            raise FormatError("the sum is refused", why=f"it has more than {count} chunks")
-        yield index, chunk
+def _in_batches(chunks: Iterable[bytes], count: int) -> Iterator[tuple[range, list[bytes]]]:
+    left = iter(chunks)
+    for batch in batches(count):
+        found = list(islice(left, len(batch)))
+        if len(found) < len(batch):
+            raise FormatError(
+                "the sum is refused", why=f"it has {batch.start + len(found)} chunks and must have {count}"
+            )
+        yield batch, found
+    if next(left, None) is not None:
+        raise FormatError("the sum is refused", why=f"it has more than {count} chunks")

@@ -1,12 +1,14 @@
-"""Work on chunks in several threads, with results in order and few chunks in flight."""
+"""Work in several threads, with results in order and little of it in flight."""
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from queue import SimpleQueue
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future
+from itertools import islice
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import TypeVar
 
 MOST_THREADS = 4
@@ -25,35 +27,57 @@ def default_threads() -> int:
 
 def in_order(
     work: Callable[[Worker, Job], Result], jobs: Iterable[Job], workers: Sequence[Worker]
-) -> Iterator[Result]:
-    """``work(worker, job)`` for each job, in the jobs' order; a worker does one job at a time.
+) -> Generator[Result]:
+    """``work(worker, job)`` for each job, in the jobs' order, in one thread a worker.
 
-    With one worker it runs in the caller's thread. The first error in the jobs' order is raised.
+    The caller's thread is one of them and works whenever the next result is not there yet: if it only waited,
+    waking it for every result would cost the others more than it helps. The first error in the jobs' order is
+    raised. An abandoned iterator ends its threads.
     """
-    if len(workers) == 1:
+    own, others = workers[0], workers[1:]
+    if not others:
         for job in jobs:
-            yield work(workers[0], job)
+            yield work(own, job)
         return
-    idle: SimpleQueue[Worker] = SimpleQueue()
-    for worker in workers:
-        idle.put(worker)
 
-    def run(job: Job) -> Result:
-        worker = idle.get()
+    todo: SimpleQueue[tuple[Future[Result], Job] | None] = SimpleQueue()
+
+    def settle(worker: Worker, future: Future[Result], job: Job) -> None:
         try:
-            return work(worker, job)
-        finally:
-            idle.put(worker)
+            future.set_result(work(worker, job))
+        except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
+            future.set_exception(error)
 
+    def serve(worker: Worker) -> None:
+        while (task := todo.get()) is not None:
+            settle(worker, *task)
+
+    threads = [Thread(target=serve, args=(worker,), name="quorum", daemon=True) for worker in others]
+    for thread in threads:
+        thread.start()
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(len(workers), "quorum") as pool:
-        try:
-            for job in jobs:
-                waiting.append(pool.submit(run, job))
-                if len(waiting) > _AHEAD * len(workers):
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    left = iter(jobs)
+    try:
+        while True:
+            for job in islice(left, _AHEAD * len(workers) - len(waiting)):
+                waiting.append(Future())
+                todo.put((waiting[-1], job))
+            if not waiting:
+                return
+            while not waiting[0].done() and (task := _take(todo)) is not None:
+                settle(own, *task)
+            yield waiting.popleft().result()
+    finally:
+        while _take(todo) is not None:
+            pass
+        for _ in threads:
+            todo.put(None)
+        for thread in threads:
+            thread.join()
+
+
+def _take(queue: SimpleQueue[tuple[Future[Result], Job] | None]) -> tuple[Future[Result], Job] | None:
+    try:
+        return queue.get_nowait()
+    except Empty:
+        return None

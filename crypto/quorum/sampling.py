@@ -14,6 +14,9 @@ popcount(32 bits) - popcount(32 bits), of variance 16, for the second popcount m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,7 +27,6 @@ from cipherward.crypto.randomness import KeyStream
 _STRIDE = 1 << 32
 _SPARE = 1 << 31
 """Blocks from the candidates of a chunk to the words that replace them, and to the next chunk."""
-_SPARE_WORDS = 64
 
 
 def start_of(chunk: int) -> int:
@@ -33,57 +35,61 @@ def start_of(chunk: int) -> int:
 
 
 class PublicPolynomials:
-    """The polynomials a of one chunk, in order. Not to be shared between threads."""
+    """The polynomials a of one plan. Not to be shared between threads."""
 
-    def __init__(self, params: QuorumParams, context: bytes, chunk: int) -> None:
+    def __init__(self, params: QuorumParams, context: bytes) -> None:
         """``context`` names the plan; every contributor has the same one."""
-        self._key = digest(Label.PUBLIC_POLYNOMIAL, context)
-        self._chunk = chunk
+        self._stream = KeyStream(digest(Label.PUBLIC_POLYNOMIAL, context))
         self._unsigned = params.residue
         self._signed = np.dtype(f"<i{params.residue.itemsize}")
         self._largest = params.residue.type((params.modulus - 1) // 2)
-        self._candidates = KeyStream(self._key, start_of(chunk))
-        self._spares: KeyStream | None = None
-        self._left = np.empty(0, dtype=self._signed)
 
     def take(
-        self, words: NDArray[np.unsignedinteger], scratch: NDArray[np.unsignedinteger]
+        self,
+        chunks: Sequence[int],
+        bounds: Sequence[int],
+        words: NDArray[np.unsignedinteger],
+        scratch: NDArray[np.unsignedinteger],
     ) -> NDArray[np.signedinteger]:
-        """Fill ``words``, shape (elements, 2048) of the residue's type, with the next elements' coefficients.
+        """The coefficients of some chunks; ``bounds`` are where each one's elements begin, and the end.
 
-        Returns the same memory as signed integers, centred modulo q. ``scratch`` has the same shape and type.
+        Fills ``words``, of shape (bounds[-1], 2048) and the residue's type, and returns the same memory as signed
+        integers, centred modulo q. ``scratch`` has the same shape and type.
         """
-        self._candidates.fill(words)
+        for chunk, (start, end) in zip(chunks, pairwise(bounds), strict=True):
+            self._stream.seek(start_of(chunk))
+            self._stream.fill(words[start:end])
         found = words.view(self._signed)
         # The absolute value of the least integer is itself: read as unsigned, it is right again.
         np.abs(found, out=scratch.view(self._signed))
         rejected = np.flatnonzero(scratch > self._largest)
         if rejected.size:
-            found.reshape(-1)[rejected] = self._replacements(rejected.size)
+            parts = np.split(rejected, np.searchsorted(rejected, [DEGREE * bound for bound in bounds[1:-1]]))
+            found.reshape(-1)[rejected] = np.concatenate(
+                [self._replacements(chunk, part.size) for chunk, part in zip(chunks, parts, strict=True)]
+            )
         return found
 
-    def _replacements(self, count: int) -> NDArray[np.signedinteger]:
-        if self._spares is None:
-            self._spares = KeyStream(self._key, start_of(self._chunk) + _SPARE)
-        while self._left.size < count:
-            more = np.empty(max(_SPARE_WORDS, 2 * count), dtype=self._unsigned)
-            self._spares.fill(more)
+    def _replacements(self, chunk: int, count: int) -> NDArray[np.signedinteger]:
+        self._stream.seek(start_of(chunk) + _SPARE)
+        kept = np.empty(0, dtype=self._signed)
+        while kept.size < count:
+            more = np.empty(2 * count, dtype=self._unsigned)
+            self._stream.fill(more)
             signed = more.view(self._signed)
-            kept = signed[np.abs(signed).view(self._unsigned) <= self._largest]
-            self._left = np.concatenate([self._left, kept])
-        taken, self._left = self._left[:count], self._left[count:]
-        return taken
+            kept = np.concatenate([kept, signed[np.abs(signed).view(self._unsigned) <= self._largest]])
+        return kept[:count]
 
 
-def binomial(stream: KeyStream, words: NDArray[np.uint64], out: NDArray[np.int8]) -> None:
-    """Centred binomial coefficients of 64 coins into ``out``, int8; ``words`` is scratch of the same shape."""
-    stream.fill(words)
+def binomial(words: NDArray[np.uint64], out: NDArray[np.int8]) -> None:
+    """Centred binomial coefficients into ``out``, int8, from as many random words of 64 coins."""
     np.bitwise_count(words, out=out.view(np.uint8))
     np.subtract(out, np.int8(MOST_NOISE), out=out)
 
 
 def binomial_key(stream: KeyStream) -> NDArray[np.int64]:
     """The key's polynomial, int64 of shape (2048,), folded."""
-    out = np.empty(DEGREE, dtype=np.int8)
-    binomial(stream, np.empty(DEGREE, dtype=np.uint64), out)
+    words, out = np.empty(DEGREE, dtype=np.uint64), np.empty(DEGREE, dtype=np.int8)
+    stream.fill(words)
+    binomial(words, out)
     return out.astype(np.int64)

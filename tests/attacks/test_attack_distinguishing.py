@@ -66,7 +66,7 @@ class Multiplication:
 def polynomial(chunk):
     """The public polynomial of the chunk's first element, and its inverse."""
     words = np.empty((1, DEGREE), dtype=PARAMS.residue)
-    folded = PublicPolynomials(PARAMS, CONTEXT, chunk).take(words, np.empty_like(words))[0]
+    folded = PublicPolynomials(PARAMS, CONTEXT).take([chunk], [0, 1], words, np.empty_like(words))[0]
     a = unfold(folded).astype(np.int64)
     ring = nmod_poly([1] + [0] * (DEGREE - 1) + [1], Q)
     gcd, _, inverse = ring.xgcd(nmod_poly((a % Q).tolist(), Q))
@@ -248,7 +248,7 @@ def test_a_key_used_twice_tells(public):
 def test_ciphertexts_without_errors_tell(public, monkeypatch):
     """Control: without errors a ciphertext is a linear system: only the right update leaves a short key, and agrees
     with the zero element."""
-    monkeypatch.setattr(chunks, "binomial", lambda stream, words, out: out.fill(0))
+    monkeypatch.setattr(chunks, "binomial", lambda words, out: out.fill(0))
     views = play(GAMES["swapped"], 40)
     found = statistics(views, public)
     for name in ("division by a", "the zero element"):

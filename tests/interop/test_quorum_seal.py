@@ -169,7 +169,8 @@ class World:
         for index, chunk in enumerate(some_chunks):
             found = np.frombuffer(chunk, dtype=self.params.residue).reshape(-1, DEGREE)
             words = np.empty_like(found)
-            public = PublicPolynomials(self.params, CONTEXT, index).take(words, np.empty_like(found))
+            source, bounds = PublicPolynomials(self.params, CONTEXT), [0, len(found)]
+            public = source.take([index], bounds, words, np.empty_like(found))
             for k, (c, a) in enumerate(zip(found, public, strict=True)):
                 yield index, k, unfold(c).astype(np.int64), unfold(a).astype(np.int64)
 
@@ -234,14 +235,14 @@ def test_seal_opens_nothing_with_another_key_or_another_order(world):
 
 
 class Drawn:
-    """In place of ``PublicPolynomials``: those that SEAL drew for a chunk, in natural order."""
+    """In place of ``PublicPolynomials``: those that SEAL drew for each chunk, in natural order."""
 
     def __init__(self, polynomials):
         self._polynomials = polynomials
 
-    def take(self, words, scratch):
+    def take(self, chunks, bounds, words, scratch):
         found = words.view(f"<i{words.itemsize}")
-        found[...] = fold(self._polynomials)
+        found[...] = fold(np.concatenate([self._polynomials[chunk] for chunk in chunks]))
         return found
 
 
@@ -270,7 +271,8 @@ def test_we_open_what_seal_encrypts(world, maker, monkeypatch):
     plain_chunks = [values, np.zeros((params.zero_elements, DEGREE))]
     pairs = [np.array([encrypted(row) for row in rows]) for rows in plain_chunks]
     total = [fold(pair[:, 0] % params.modulus).astype(params.residue) for pair in pairs]
-    monkeypatch.setattr(chunks, "PublicPolynomials", lambda params, context, chunk: Drawn(pairs[chunk][:, 1]))
+    drawn = Drawn([pair[:, 1] for pair in pairs])
+    monkeypatch.setattr(chunks, "PublicPolynomials", lambda params, context: drawn)
 
     def opened():
         with SITE.cipher(key, CONTEXT) as cipher:

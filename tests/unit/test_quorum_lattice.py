@@ -96,7 +96,7 @@ class Forger:
         self.secret, _ = next(shamir.candidates(played.answers, THRESHOLD, self.params.key_bound(SITES)))
         last = self.params.chunk_count(LENGTH) - 1
         words = np.empty((1, DEGREE), dtype=self.params.residue)
-        folded = PublicPolynomials(self.params, CONTEXT, last).take(words, np.empty_like(words))[0]
+        folded = PublicPolynomials(self.params, CONTEXT).take([last], [0, 1], words, np.empty_like(words))[0]
         # Which coefficient stands where in arrays that hold polynomials in folded order.
         self.order = fold(np.arange(DEGREE))
         self.a = np.empty(DEGREE, dtype=np.int64)

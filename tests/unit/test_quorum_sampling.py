@@ -18,12 +18,12 @@ from cipherward.crypto.randomness import KeyStream
 SETS = ["q32", "q16"]
 
 
-def take(params, chunk, *elements, context=b"plan"):
-    """Coefficients of the chunk's elements, taken in these portions."""
-    source = PublicPolynomials(params, context, chunk)
-    shapes = [(count, DEGREE) for count in elements]
-    scratch = [np.empty(shape, dtype=params.residue) for shape in shapes]
-    return np.concatenate([source.take(np.empty_like(one), one) for one in scratch])
+def take(params, chunks, bounds, context=b"plan"):
+    """Coefficients of some chunks, int64 of shape (elements, N)."""
+    words = np.empty((bounds[-1], DEGREE), dtype=params.residue)
+    found = PublicPolynomials(params, context).take(chunks, bounds, words, np.empty_like(words))
+    assert np.shares_memory(found, words)
+    return found.astype(np.int64)
 
 
 def keystream(key, block, count):
@@ -51,22 +51,27 @@ def by_the_book(params, chunk, elements, context=b"plan"):
 @pytest.mark.parametrize("chunk", [0, 1, 70_000])
 def test_they_follow_the_format(name, chunk):
     params = parameters(name)
-    got = take(params, chunk, 20, 12)
+    got = take(params, [chunk], [0, 32])
     assert got.reshape(-1).tolist() == by_the_book(params, chunk, 32)
 
 
 @settings(max_examples=20, deadline=None)
-@given(name=st.sampled_from(SETS), portions=st.lists(st.integers(1, 9), min_size=1, max_size=5))
-def test_portions_and_the_chunk_s_length_change_nothing(name, portions):
+@given(name=st.sampled_from(SETS), sizes=st.lists(st.integers(1, 32), min_size=1, max_size=4))
+def test_chunks_are_the_same_alone_together_and_cut_short(name, sizes):
     params = parameters(name)
-    np.testing.assert_array_equal(take(params, 3, *portions), take(params, 3, 45)[: sum(portions)])
+    bounds = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+    together = take(params, range(5, 5 + len(sizes)), bounds)
+    for i, size in enumerate(sizes):
+        np.testing.assert_array_equal(
+            together[bounds[i] : bounds[i + 1]], take(params, [5 + i], [0, 32])[:size]
+        )
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_plans_and_chunks_have_their_own(name):
     params = parameters(name)
-    first = take(params, 0, 2)
-    for other in (take(params, 1, 2), take(params, 0, 2, context=b"other plan")):
+    first = take(params, [0], [0, 2])
+    for other in (take(params, [1], [0, 2]), take(params, [0], [0, 2], b"other plan")):
         assert np.count_nonzero(first == other) < 10
 
 
@@ -74,7 +79,7 @@ def test_plans_and_chunks_have_their_own(name):
 def test_they_are_uniform_modulo_q(name):
     params = parameters(name)
     half = (params.modulus - 1) // 2
-    values = np.concatenate([take(params, chunk, 32) for chunk in range(16)]).reshape(-1).astype(np.int64)
+    values = take(params, range(16), range(0, 513, 32)).reshape(-1)
     assert -half <= values.min() < -half * 0.999
     assert half * 0.999 < values.max() <= half
     counts, _ = np.histogram(values, bins=256, range=(-half - 0.5, half + 0.5))
@@ -84,25 +89,28 @@ def test_they_are_uniform_modulo_q(name):
 def test_the_least_word_is_rejected():
     """Its absolute value overflows: -2^31 would pass as negative, and it is not a residue."""
 
-    class Least(PublicPolynomials):
-        def __init__(self, params):
-            super().__init__(params, b"", 0)
-            self._candidates = self
-
-        def fill(self, words):
-            words.view(f"<i{words.itemsize}")[...] = np.iinfo(f"i{words.itemsize}").min
-
     for name in SETS:
         params = parameters(name)
         words = np.empty((1, DEGREE), dtype=params.residue)
-        found = Least(params).take(words, np.empty_like(words))
-        assert np.abs(found.astype(np.int64)).max() <= (params.modulus - 1) // 2
-        assert len(np.unique(found)) > DEGREE * 0.9
+        source = PublicPolynomials(params, b"")
+        source._stream = Least()
+        assert (source.take([0], [0, 1], words, np.empty_like(words)) == 7).all()
+
+
+class Least:
+    """A keystream whose candidates are all the least word, and whose spares are all 7."""
+
+    def seek(self, block):
+        self.spare = block != 0
+
+    def fill(self, words):
+        words[...] = 7 if self.spare else 1 << (8 * words.itemsize - 1)
 
 
 def coins(key, count):
-    out = np.empty(count, dtype=np.int8)
-    binomial(KeyStream(key), np.empty(count, dtype=np.uint64), out)
+    words, out = np.empty(count, dtype=np.uint64), np.empty(count, dtype=np.int8)
+    KeyStream(key).fill(words)
+    binomial(words, out)
     return out
 
 
@@ -127,12 +135,9 @@ def test_noise_is_not_correlated():
 def test_every_coin_counts():
     """64 ones make 32, 64 zeros -32, one of them -31; it is popcount(low) - popcount(not high)."""
 
-    class Stream:
-        def fill(self, words):
-            words[...] = np.array([2**64 - 1, 0, 1, 2**63, 2**32 - 1], dtype=np.uint64)
-
+    words = np.array([2**64 - 1, 0, 1, 2**63, 2**32 - 1], dtype=np.uint64)
     out = np.empty(5, dtype=np.int8)
-    binomial(Stream(), np.empty(5, dtype=np.uint64), out)
+    binomial(words, out)
     assert out.tolist() == [32, -32, -31, -31, 0]
 
 

@@ -52,8 +52,16 @@ def test_filling_an_array_takes_the_same_bytes_from_any_block_on(block: int, a: 
     assert KeyStream(KEY).bytes(16 * block + a + b)[16 * block :] == first.tobytes() + second.tobytes()
 
 
+@given(st.lists(st.integers(0, 2**70), min_size=1, max_size=4), st.integers(0, 100))
+def test_seeking_goes_on_as_a_new_stream_would(blocks: list[int], count: int) -> None:
+    stream = KeyStream(KEY)
+    for block in blocks:
+        stream.seek(block)
+        assert stream.bytes(count) == KeyStream(KEY, block).bytes(count)
+
+
 def test_filling_a_large_array() -> None:
-    words = np.empty((3, 50_000), dtype="<u8")
+    words = np.empty((3, 150_000), dtype="<u8")
     KeyStream(KEY, 2**100).fill(words)
     assert words.tobytes() == KeyStream(KEY, 2**100).bytes(words.nbytes)
 

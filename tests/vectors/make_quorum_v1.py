@@ -45,7 +45,7 @@ def public_polynomials(params: QuorumParams) -> dict[str, Any]:
     found = {}
     for chunk in (0, 1, params.data_chunks(MAX_LENGTH) - 1):
         words = np.empty((32, DEGREE), dtype=params.residue)
-        signed = PublicPolynomials(params, CONTEXT, chunk).take(words, np.empty_like(words))
+        signed = PublicPolynomials(params, CONTEXT).take([chunk], [0, 32], words, np.empty_like(words))
         found[str(chunk)] = {
             "sha256": sha(signed.tobytes()),
             "first": signed[0, :4].tolist(),
