@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from cipherward.crypto.quorum.chunks import ChunkEncryptor
 from cipherward.crypto.quorum.key import QuorumKey, SumKey
+from cipherward.crypto.quorum.ring import Multiplier
 from cipherward.crypto.suites.payload import Layout, build, split
 from cipherward.crypto.suites.registry import suite
 from cipherward.crypto.suites.site_side import one_time_key_side, site_side, study_key_side
@@ -149,6 +151,18 @@ def test_the_zero_chunk_finds_a_key_that_is_wrong_in_one_place(name):
     world.open(total, right)
 
 
+@pytest.mark.parametrize("name", SETS)
+def test_every_coefficient_of_every_zero_element_counts(name):
+    world = Round(name, vectors(4, 100, 1.0), 1.0)
+    *data, zeros = world.total()
+    params, key = world.params, world.key()
+    for position in range(0, params.zero_elements * 2048, 1023):
+        residues = np.frombuffer(zeros, dtype=params.residue).astype(np.int64)
+        residues[position] = (residues[position] + 3 * params.zero_bound(4)) % params.modulus
+        with pytest.raises(VerificationError, match="encodes zero"):
+            world.open([*data, residues.astype(params.residue).tobytes()], key)
+
+
 def test_the_zero_chunk_finds_one_upload_passed_off_as_the_sum():
     world = Round("q32", vectors(4, 100, 64.0))
     with pytest.raises(VerificationError, match="encodes zero"):
@@ -247,6 +261,20 @@ def test_a_ciphertext_looks_uniform():
         np.frombuffer(b"".join(upload), dtype="<u4"), bins=256, range=(0, params.modulus)
     )
     assert stats.chisquare(counts).pvalue > 1e-9
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_residues_are_exact_around_multiples_of_q(name):
+    params = SUITE.parameters(name, 1.0, 2)
+    secret, errors = SITE.generate_key(params, b"").spend(CONTEXT)
+    multiplier = Multiplier(secret, params.modulus)
+    encryptor = ChunkEncryptor(params, CONTEXT, multiplier, errors, np.zeros(65_536))
+    most = 2**48 // params.modulus
+    quotients = np.random.default_rng(0).integers(-most + 1, most, 32 * 2048 // 4)
+    offsets = np.array([[-1], [0], [1], [params.modulus // 2]])
+    values = (quotients * params.modulus + offsets).reshape(32, 2048)
+    got = encryptor._reduced(values.astype(np.float64))
+    np.testing.assert_array_equal(got, values % params.modulus)
 
 
 @pytest.mark.parametrize("threads", [2, 3])
