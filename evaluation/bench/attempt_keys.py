@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from functools import partial
 
 from cipherward.crypto.manifest_rules import least_threshold
 from cipherward.crypto.quorum.sealed import Answering, Dealing
@@ -15,6 +14,7 @@ from cipherward.crypto.suites.base import OneTimeKey, SecretKey
 from cipherward.crypto.suites.registry import suite
 from cipherward.crypto.suites.site_side import one_time_key_side
 from cipherward.evaluation.bench.crypto import REPEATS, Case, median_seconds
+from cipherward.evaluation.bench.encrypt_memory import encrypt_memory
 
 WINDOW_BYTES = 256 * 2**20
 """Of uploads held at a time to be added up: all sites' would not fit the memory. A coordinator reads each chunk
@@ -65,7 +65,7 @@ def measure_attempt(case: Case) -> None:
     case.emit("bytes_up", (bytes_up + key_bytes) / case.length, "B/param", 4.0)
     case.emit("bytes_down", sum(map(len, total)) / case.length, "B/param", 4.0)
     case.emit("key_bytes", key_bytes, "B")
-    case.peak_memory(partial(work.encrypt, work.fresh_key(), None))
+    case.emit("peak_memory", encrypt_memory(case.params, case.length, case.sites) / 1e6, "MB")
 
 
 def _add(work: _Round, keys: list[OneTimeKey]) -> tuple[list[bytes], int]:

@@ -6,10 +6,9 @@ and a coordinator do, less the network. Sums are compared with the plain ones an
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 from cipherward.crypto.suites.base import KeyLifetime, SuiteParams
 from cipherward.crypto.suites.registry import PACKAGES, suite
 from cipherward.errors import UsageError, VerificationError
-from cipherward.evaluation.bench.memory import PeakMemory
 from cipherward.evaluation.bench.records import Record
 
 Report = Callable[[Record], None]
@@ -82,13 +80,6 @@ class Case:
     def rate(self, figure: str, seconds: float, values: int, threads: int = 1) -> None:
         """Report a speed, beside the plain one."""
         self.emit(figure, values / seconds, "params/s", self.plain[figure], threads)
-
-    def peak_memory(self, encrypt: Callable[[], Iterable[bytes]]) -> None:
-        """Report the memory that encrypting takes besides the vector."""
-        with PeakMemory(os.getpid()) as memory:
-            for _ in encrypt():
-                pass
-        self.emit("peak_memory", memory.extra / 1e6, "MB")
 
     def check(self, opened: NDArray[np.float64]) -> None:
         """Report the largest error; VerificationError if it exceeds the bound: wrong results would flatter."""

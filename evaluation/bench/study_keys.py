@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 
@@ -9,6 +10,7 @@ from cipherward.crypto.suites.base import SuiteParams
 from cipherward.crypto.suites.registry import suite
 from cipherward.crypto.suites.site_side import study_key_side
 from cipherward.evaluation.bench.crypto import Case, median_seconds
+from cipherward.evaluation.bench.memory import PeakMemory
 
 
 def add_all(params: SuiteParams, uploads: Iterable[list[bytes]], length: int) -> list[bytes]:
@@ -38,4 +40,7 @@ def measure_study(case: Case) -> None:
         case.emit("bytes_up", sum(map(len, upload)) / length, "B/param", 4.0)
         case.emit("bytes_down", sum(map(len, total)) / length, "B/param", 4.0)
         case.emit("key_bytes", len(key.reveal()), "B")
-        case.peak_memory(lambda: cipher.encrypt(case.vector))
+        with PeakMemory(os.getpid()) as memory:
+            for _ in cipher.encrypt(case.vector):
+                pass
+        case.emit("peak_memory", memory.extra / 1e6, "MB")
