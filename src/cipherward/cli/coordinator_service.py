@@ -1,4 +1,4 @@
-"""``cipherward coordinator run`` and ``status``."""
+"""``cipherward coordinator run``, ``status`` and ``fsck``."""
 
 from __future__ import annotations
 
@@ -76,7 +76,30 @@ def status(
         typer.echo("no studies")
 
 
+def fsck(
+    folder: Folder,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    database: Annotated[str, typer.Option(help="SQLAlchemy URL.  [default: coordinator.db in DIR]")] = "",
+    blobs: Annotated[str, typer.Option(help="fsspec URL.  [default: blobs in DIR]")] = "",
+) -> None:
+    """Check everything on disk: database, manifests, records, transcript, every stored chunk. Changes nothing."""
+    from cipherward.clock import SystemClock
+    from cipherward.coordinator.fsck import Places, check
+    from cipherward.crypto.pki.store import load_member
+    from cipherward.ids import Role
+
+    member = load_member(folder, Role.COORDINATOR, SystemClock().now())
+    problems = check(Places(folder, database, blobs), member)
+    if json:
+        typer.echo(json_module.dumps({"problems": problems}))
+    else:
+        typer.echo("\n".join(problems) or "no problems found")
+    if problems:
+        raise typer.Exit(1)
+
+
 def add_to(app: typer.Typer) -> None:
     """Into the group ``coordinator``."""
     app.command(epilog="Example: cipherward coordinator run --dir hub --listen 0.0.0.0:7443")(run)
     app.command(epilog="Example: cipherward coordinator status --dir hub")(status)
+    app.command(epilog="Example: cipherward coordinator fsck --dir hub")(fsck)
