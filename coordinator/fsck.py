@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, create_engine
 from sqlalchemy.exc import DatabaseError
 
 from cipherward.coordinator.blobs.blobs import Blobs
@@ -31,6 +31,7 @@ from cipherward.crypto.records import (
 )
 from cipherward.crypto.signing import record_digest, verify
 from cipherward.crypto.transcript import transcript_next, transcript_start
+from cipherward.database import database_problems
 from cipherward.errors import CipherwardError, EnvironmentProblem, FormatError, VerificationError
 from cipherward.proto.v1.coordinator_pb2 import RECORD_KIND_CLOSE, RECORD_KIND_PLAN, RECORD_KIND_ROUND
 from cipherward.proto.v1.round_pb2 import AbortRecord, CloseRecord
@@ -77,11 +78,7 @@ def check(places: Places, member: Member) -> list[str]:
 
 
 def _problems(connection: Connection, blobs: Blobs, member: Member) -> Iterator[str]:
-    if connection.dialect.name == "sqlite":
-        for pragma in ("integrity_check", "foreign_key_check"):
-            for said in connection.execute(text(f"PRAGMA {pragma}")):
-                if said[0] != "ok":
-                    yield f"database: {pragma.replace('_', ' ')} says {said[0]}"
+    yield from database_problems(connection)
     t = Transaction.on(connection)
     damaged = set()
     for name in t.chunks.names(""):

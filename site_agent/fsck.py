@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from cipherward.clock import SystemClock
 from cipherward.crypto import merkle
@@ -15,6 +15,7 @@ from cipherward.crypto.records import StudyTrust, verify_abort, verify_close, ve
 from cipherward.crypto.signing import parse, record_digest
 from cipherward.crypto.suites.payload import Layout, upload_sizes
 from cipherward.crypto.transcript import transcript_next, transcript_start
+from cipherward.database import database_problems
 from cipherward.errors import CipherwardError, EnvironmentProblem
 from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.round_pb2 import PlanRecord
@@ -39,7 +40,8 @@ def check(folder: SiteFolder, engine: Engine, ledger: Ledger) -> list[str]:
         except CipherwardError as error:
             problems.append(f"{what}: {error}")
 
-    problems += _database(engine)
+    with engine.connect() as connection:
+        problems += database_problems(connection)
     attempt("ledger", ledger.verify_chain)
     problems += _modes(folder)
     store, models = StudyStore(engine), ModelStore(folder.models)
@@ -63,14 +65,6 @@ def check(folder: SiteFolder, engine: Engine, ledger: Ledger) -> list[str]:
             if transcript != row.transcript:
                 problems.append(f"transcript of {name}: it is not the hash of the rounds on record")
     return problems
-
-
-def _database(engine: Engine) -> Iterator[str]:
-    with engine.connect() as connection:
-        for pragma in ("integrity_check", "foreign_key_check"):
-            for row in connection.execute(text(f"PRAGMA {pragma}")):
-                if row[0] != "ok":
-                    yield f"database: {pragma.replace('_', ' ')} says {row[0]}"
 
 
 def _modes(folder: SiteFolder) -> Iterator[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError
 
@@ -62,3 +63,13 @@ def open_database(url: str, migrations: Path) -> Engine:
             fix="Check that its folder exists, is writable and has free space",
         ) from error
     return engine
+
+
+def database_problems(connection: Connection) -> Iterator[str]:
+    """What SQLite's own checks find, a line each; nothing for other databases, which check themselves."""
+    if connection.dialect.name != "sqlite":
+        return
+    for pragma in ("integrity_check", "foreign_key_check"):
+        for row in connection.execute(text(f"PRAGMA {pragma}")):
+            if row[0] != "ok":
+                yield f"database: {pragma.replace('_', ' ')} says {row[0]}"

@@ -3,9 +3,8 @@ from the answers of t members, and only in the memory of sites."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,8 @@ from cipherward.crypto.suites.base import OneTimeKey, SiteCipher
 from cipherward.crypto.suites.site_side import one_time_key_side
 from cipherward.errors import ProtocolError, VerificationError
 from cipherward.proto.v1.common_pb2 import Signed
-from cipherward.proto.v1.round_pb2 import Join
-from cipherward.site_agent.daemon.quorum.acknowledging import acknowledge
+from cipherward.proto.v1.round_pb2 import Commit, Join
+from cipherward.site_agent.daemon.quorum.acknowledging import acknowledge, dealing_of
 from cipherward.site_agent.daemon.quorum.answering import answer, combined_keys, report_wrong
 from cipherward.site_agent.daemon.quorum.checking import Checking
 from cipherward.site_agent.daemon.quorum.secrets import RoundSecret, RoundSecrets
@@ -35,7 +34,10 @@ def plan_context(trust: StudyTrust, plan: Plan) -> bytes:
 class _Encryption:
     """See ``daemon.protection.Encryption``."""
 
-    def __init__(self, cipher: SiteCipher, key: OneTimeKey, plan: Plan, dealing: Dealing) -> None:
+    def __init__(
+        self, cipher: SiteCipher, key: OneTimeKey, plan: Plan, dealing: Callable[[bytes], Dealing]
+    ) -> None:
+        """``dealing``: what shares are sealed with, by the ciphertext root."""
         self._cipher, self._key, self._plan, self._dealing = cipher, key, plan, dealing
 
     def encrypt(self, vector: NDArray[np.floating[Any]]) -> Iterator[bytes]:
@@ -44,7 +46,7 @@ class _Encryption:
 
     def shares(self, ciphertext_root: bytes) -> list[bytes]:
         """The key's shares, sealed to the round keys of J and to these ciphertexts."""
-        dealing = replace(self._dealing, ciphertext_root=ciphertext_root)
+        dealing = self._dealing(ciphertext_root)
         shares = self._key.deal(dealing.threshold, len(dealing.members))
         return dealing.seal([join.round_key for join in self._plan.joins.values()], shares)
 
@@ -85,16 +87,10 @@ class QuorumProtection:
         side = one_time_key_side(suite.name)
         named = (trust.digest, plan.digest, name.encode(), attempt.to_bytes(4, "big"), update_digest)
         key = side.generate_key(trust.params, framed(Label.ATTEMPT_KEY, *named))
-        dealing = Dealing(
-            manifest_digest=trust.digest,
-            plan_digest=plan.digest,
-            suite=f"{suite.name}:{suite.parameters}",
-            threshold=plan.threshold,
-            members=plan.members,
-            dealer=name,
-            attempt=attempt,
-            ciphertext_root=b"",
-        )
+
+        def dealing(root: bytes) -> Dealing:
+            return dealing_of(trust, plan, Commit(site=name, attempt=attempt, ciphertext_root=root))
+
         with side.cipher(key, plan_context(trust, plan)) as cipher:
             yield _Encryption(cipher, key, plan, dealing)
 

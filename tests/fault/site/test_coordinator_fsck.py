@@ -12,18 +12,13 @@ import pytest
 NAMES = ("alpha", "beta", "gamma")
 
 
+def run_fsck(folder, *options):
+    command = [sys.executable, "-m", "cipherward.cli.app", "coordinator", "fsck", "--dir", str(folder)]
+    return subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+
+
 def fsck(folder):
-    command = [
-        sys.executable,
-        "-m",
-        "cipherward.cli.app",
-        "coordinator",
-        "fsck",
-        "--dir",
-        str(folder),
-        "--json",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_fsck(folder, "--json")
     assert done.returncode in (0, 1), done.stderr
     problems = json.loads(done.stdout)["problems"]
     assert bool(problems) == bool(done.returncode)
@@ -105,15 +100,5 @@ def test_what_is_broken_is_named_and_nothing_else(killed, tmp_path):
 
 
 def test_a_folder_where_no_coordinator_ran_is_an_error(make_consortium):
-    world = make_consortium("alpha", "beta")
-    command = [
-        sys.executable,
-        "-m",
-        "cipherward.cli.app",
-        "coordinator",
-        "fsck",
-        "--dir",
-        str(world.folder / "hub"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_fsck(make_consortium("alpha", "beta").folder / "hub")
     assert done.returncode == 3 and "no coordinator has run there" in done.stderr
