@@ -22,19 +22,13 @@ from cipherward.coordinator.store.studies import COMMIT, StudyRow, require_recor
 from cipherward.crypto import merkle
 from cipherward.crypto.labels import Label
 from cipherward.crypto.pki.store import Member
-from cipherward.crypto.records import (
-    verify_abort,
-    verify_close,
-    verify_commit,
-    verify_plan,
-    verify_round_record,
-)
-from cipherward.crypto.signing import record_digest, verify
-from cipherward.crypto.transcript import transcript_next, transcript_start
+from cipherward.crypto.records import Plan, verify_commit, verify_ending, verify_plan, verify_round_record
+from cipherward.crypto.signing import record_digest
+from cipherward.crypto.transcript import transcript_start
 from cipherward.database import database_problems
-from cipherward.errors import CipherwardError, EnvironmentProblem, FormatError, VerificationError
+from cipherward.errors import CipherwardError, EnvironmentProblem, FormatError
 from cipherward.proto.v1.coordinator_pb2 import RECORD_KIND_CLOSE, RECORD_KIND_PLAN, RECORD_KIND_ROUND
-from cipherward.proto.v1.round_pb2 import AbortRecord, CloseRecord
+from cipherward.proto.v1.round_pb2 import CloseRecord
 
 # What reading something damaged raises: ours, protobuf's, JSON's.
 _DAMAGE = (CipherwardError, DecodeError, ValueError, KeyError)
@@ -137,18 +131,14 @@ def _ending(t: Transaction, study: str, number: int, version: Version, before: b
     closing = t.studies.record(study, number, RECORD_KIND_CLOSE)
     if closing is None:
         return before  # in progress
-    trust = version.trust
-    try:
-        verify(closing, Label.ABORT_RECORD, trust.manifest.coordinator.signing_key, AbortRecord)
-    except VerificationError:
+
+    def plan() -> Plan:
         opening = require_record(t.studies.record(study, number, RECORD_KIND_ROUND), "round record")
         planned = require_record(t.studies.record(study, number, RECORD_KIND_PLAN), "plan record")
-        verify_round_record(opening, trust, number)
-        plan = verify_plan(planned, trust, record_digest(Label.ROUND_RECORD, opening), number)
-        verify_close(closing, trust, plan, before)
-        return transcript_next(before, record_digest(Label.CLOSE_RECORD, closing))
-    verify_abort(closing, trust, number, before)
-    return transcript_next(before, record_digest(Label.ABORT_RECORD, closing))
+        verify_round_record(opening, version.trust, number)
+        return verify_plan(planned, version.trust, record_digest(Label.ROUND_RECORD, opening), number)
+
+    return verify_ending(closing, version.trust, number, before, plan).transcript
 
 
 def _roots(t: Transaction, study: str, number: int, version: Version, damaged: set[str]) -> Iterator[str]:

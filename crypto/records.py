@@ -7,7 +7,7 @@ VerificationError (or a subclass) that says which rule failed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,6 +18,7 @@ from cipherward.crypto.sealing_keys import check_public
 from cipherward.crypto.signing import record_digest, verify
 from cipherward.crypto.suites.base import KeyLifetime, SuiteParams
 from cipherward.crypto.suites.registry import suite as find_suite
+from cipherward.crypto.transcript import transcript_next
 from cipherward.errors import FormatError, IdentityError, VerificationError
 from cipherward.ids import DIGEST_BYTES, Digest
 from cipherward.proto.v1.common_pb2 import Signed
@@ -273,6 +274,58 @@ def verify_abort(
         record.previous_transcript == previous_transcript, "an abort record does not continue the transcript"
     )
     return record
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A verified close record, next in the transcript."""
+
+    signed: Signed
+    record: CloseRecord
+    plan: Plan
+    digest: Digest
+    transcript: Digest
+    """After it."""
+
+    @property
+    def cohort(self) -> tuple[str, ...]:
+        """U, in order."""
+        return tuple(item.site for item in self.record.contributions)
+
+
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """A verified abort record, next in the transcript."""
+
+    signed: Signed
+    record: AbortRecord
+    digest: Digest
+    transcript: Digest
+    """After it."""
+
+
+def verify_ending(
+    signed: Signed,
+    trust: StudyTrust,
+    round_number: int,
+    previous_transcript: bytes,
+    plan: Callable[[], Plan],
+) -> Closed | Aborted:
+    """The record that ended the round, close or abort, next after ``previous_transcript``.
+
+    ``plan`` gives the round's verified plan; it is called for a close record only: a round may be aborted
+    before it has one.
+    """
+    try:
+        verify(signed, Label.ABORT_RECORD, trust.manifest.coordinator.signing_key, AbortRecord)
+    except VerificationError:
+        accepted = plan()
+        close = verify_close(signed, trust, accepted, previous_transcript)
+        digest = record_digest(Label.CLOSE_RECORD, signed)
+        return Closed(signed, close, accepted, digest, transcript_next(previous_transcript, digest))
+    abort = verify_abort(signed, trust, round_number, previous_transcript)
+    digest = record_digest(Label.ABORT_RECORD, signed)
+    return Aborted(signed, abort, digest, transcript_next(previous_transcript, digest))
 
 
 def verify_model_report(signed: Signed, trust: StudyTrust, round_number: int, site: str) -> ModelReport:

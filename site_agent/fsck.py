@@ -11,10 +11,10 @@ from cipherward.clock import SystemClock
 from cipherward.crypto import merkle
 from cipherward.crypto.labels import Label
 from cipherward.crypto.quorum_records import SEALED_SHARE_BYTES
-from cipherward.crypto.records import StudyTrust, verify_abort, verify_close, verify_plan, verify_round_record
+from cipherward.crypto.records import Plan, StudyTrust, verify_ending, verify_plan, verify_round_record
 from cipherward.crypto.signing import parse, record_digest
 from cipherward.crypto.suites.payload import Layout, upload_sizes
-from cipherward.crypto.transcript import transcript_next, transcript_start
+from cipherward.crypto.transcript import transcript_start
 from cipherward.database import database_problems
 from cipherward.errors import CipherwardError, EnvironmentProblem
 from cipherward.proto.v1.common_pb2 import Signed
@@ -81,16 +81,14 @@ def _transcript(entry: Entry, trust: StudyTrust, before: bytes) -> bytes:
     """Verify the round's records again; the transcript after it."""
     if entry.closing_record is None:
         return before
-    closing = _stored(entry.closing_record)
-    if entry.aborted:
-        verify_abort(closing, trust, entry.round, before)
-        return transcript_next(before, record_digest(Label.ABORT_RECORD, closing))
-    opening = _stored(entry.round_record)
-    verify_round_record(opening, trust, entry.round)
-    opened = record_digest(Label.ROUND_RECORD, opening)
-    plan = verify_plan(_stored(entry.plan_record), trust, opened, entry.round)
-    verify_close(closing, trust, plan, before)
-    return transcript_next(before, record_digest(Label.CLOSE_RECORD, closing))
+
+    def plan() -> Plan:
+        opening = _stored(entry.round_record)
+        verify_round_record(opening, trust, entry.round)
+        opened = record_digest(Label.ROUND_RECORD, opening)
+        return verify_plan(_stored(entry.plan_record), trust, opened, entry.round)
+
+    return verify_ending(_stored(entry.closing_record), trust, entry.round, before, plan).transcript
 
 
 def _stored(content: bytes | None) -> Signed:

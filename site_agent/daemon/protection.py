@@ -10,9 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cipherward.crypto.records import Plan, StudyTrust
+from cipherward.crypto.records import Closed, Plan, StudyTrust
 from cipherward.proto.v1.common_pb2 import Signed
-from cipherward.site_agent.daemon.study import Closed
 from cipherward.site_agent.daemon.sums import StoredSum
 
 

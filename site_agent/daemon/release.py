@@ -7,7 +7,7 @@ import numpy as np
 from sqlalchemy import update
 
 from cipherward.crypto.labels import Label
-from cipherward.crypto.records import StudyTrust
+from cipherward.crypto.records import Closed, StudyTrust
 from cipherward.crypto.signing import record_digest
 from cipherward.crypto.suites.payload import OpenedSum, split
 from cipherward.errors import (
@@ -20,7 +20,7 @@ from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.round_pb2 import ModelReport
 from cipherward.site_agent.daemon.constants import training_constants
 from cipherward.site_agent.daemon.protection import Protection
-from cipherward.site_agent.daemon.study import Closed, Study
+from cipherward.site_agent.daemon.study import Study
 from cipherward.site_agent.daemon.sums import Sums
 from cipherward.site_agent.state.tables import studies
 from cipherward.site_agent.strategy.fedavg import server_step

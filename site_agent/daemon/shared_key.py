@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cipherward.crypto.records import Plan, StudyTrust
+from cipherward.crypto.records import Closed, Plan, StudyTrust
 from cipherward.crypto.suites.base import SiteCipher
 from cipherward.crypto.suites.site_side import site_side
 from cipherward.errors import ProtocolError, VerificationError
 from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.site_agent.daemon.keys import SharedKeys
-from cipherward.site_agent.daemon.study import Closed, Study
+from cipherward.site_agent.daemon.study import Study
 from cipherward.site_agent.daemon.sums import StoredSum
 
 

@@ -7,26 +7,25 @@ works with records that are believed and on disk.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 
 from sqlalchemy import Connection, update
 
 from cipherward.crypto.labels import Label
 from cipherward.crypto.records import (
+    Aborted,
+    Closed,
     Plan,
     StudyTrust,
-    verify_abort,
-    verify_close,
+    verify_ending,
     verify_plan,
     verify_round_record,
 )
-from cipherward.crypto.signing import record_digest, verify
+from cipherward.crypto.signing import record_digest
 from cipherward.crypto.suites.payload import Layout
-from cipherward.crypto.transcript import transcript_next
 from cipherward.errors import ConflictError, ProtocolError, UnavailableError, UsageError, VerificationError
 from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.coordinator_pb2 import RecordKind
-from cipherward.proto.v1.round_pb2 import AbortRecord, CloseRecord, RoundRecord
+from cipherward.proto.v1.round_pb2 import RoundRecord
 from cipherward.site_agent.client.coordinator import CoordinatorClient
 from cipherward.site_agent.daemon.site import Site
 from cipherward.site_agent.journal.journal import Journal
@@ -34,30 +33,6 @@ from cipherward.site_agent.journal.outbox import Outbox
 from cipherward.site_agent.state.studies import StudyRow, Versions
 from cipherward.site_agent.state.tables import studies
 from cipherward.site_agent.training.metrics import METRICS
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """A verified close record, not yet in the transcript."""
-
-    signed: Signed
-    record: CloseRecord
-    plan: Plan
-    digest: bytes
-
-    @property
-    def cohort(self) -> tuple[str, ...]:
-        """U, in order."""
-        return tuple(item.site for item in self.record.contributions)
-
-
-@dataclass(frozen=True, slots=True)
-class Aborted:
-    """A verified abort record, not yet in the transcript."""
-
-    signed: Signed
-    record: AbortRecord
-    digest: bytes
 
 
 class Study:
@@ -146,14 +121,7 @@ class Study:
         if signed is None:
             return None
         trust, transcript = self.trust(round_number), self.row().transcript
-        try:
-            verify(signed, Label.ABORT_RECORD, trust.manifest.coordinator.signing_key, AbortRecord)
-        except VerificationError:
-            plan = self.plan(round_number)
-            close = verify_close(signed, trust, plan, transcript)
-            return Closed(signed, close, plan, record_digest(Label.CLOSE_RECORD, signed))
-        abort = verify_abort(signed, trust, round_number, transcript)
-        return Aborted(signed, abort, record_digest(Label.ABORT_RECORD, signed))
+        return verify_ending(signed, trust, round_number, transcript, lambda: self.plan(round_number))
 
     # The transcript
 
@@ -163,20 +131,19 @@ class Study:
         row = self.row_in(connection)
         if row.transcript_round >= round_number:
             raise ConflictError(f"round {round_number} of {self.name} is in the transcript already")
-        after = transcript_next(row.transcript, ending.digest)
         cohort = " ".join(ending.cohort) if isinstance(ending, Closed) else None
         self.journal.write_in(
             connection,
             round_number,
             closing_record=ending.signed.SerializeToString(deterministic=True),
-            transcript=after,
+            transcript=ending.transcript,
             aborted=isinstance(ending, Aborted),
             contributors=cohort,
         )
         connection.execute(
             update(studies)
             .where(studies.c.study == self.name)
-            .values(transcript_round=round_number, transcript=after)
+            .values(transcript_round=round_number, transcript=ending.transcript)
         )
 
     def row_in(self, connection: Connection) -> StudyRow:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from cipherward.crypto import merkle
+from cipherward.crypto.records import Closed
 from cipherward.errors import EnvironmentProblem, FormatError, UnavailableError, VerificationError
-from cipherward.site_agent.daemon.study import Closed, Study
+from cipherward.site_agent.daemon.study import Study
 
 STALL_CALLS = 5
 """Streams of the sum that may break without a new chunk before the round is tried again later."""

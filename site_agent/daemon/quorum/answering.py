@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from cipherward.crypto.labels import Label, digest
 from cipherward.crypto.quorum.sealed import Answering
 from cipherward.crypto.quorum_records import check_answer_key, sealed_root
+from cipherward.crypto.records import Closed
 from cipherward.crypto.suites.base import Combined
 from cipherward.crypto.suites.site_side import one_time_key_side
 from cipherward.errors import PolicyError, ProtocolError, UnavailableError, VerificationError
@@ -14,7 +15,7 @@ from cipherward.proto.v1.coordinator_pb2 import PostAnswerRequest
 from cipherward.proto.v1.round_pb2 import Answer
 from cipherward.site_agent.daemon.quorum.acknowledging import open_shares
 from cipherward.site_agent.daemon.quorum.secrets import RoundSecret
-from cipherward.site_agent.daemon.study import Closed, Study
+from cipherward.site_agent.daemon.study import Study
 
 
 def answer(study: Study, round_number: int, closed: Closed, secret: RoundSecret) -> None:

@@ -18,10 +18,11 @@ from cipherward.crypto.quorum_records import (
     coverage,
     verify_sum_check,
 )
+from cipherward.crypto.records import Closed
 from cipherward.crypto.suites.registry import suite
 from cipherward.errors import FormatError, LimitError, UnavailableError, VerificationError
 from cipherward.proto.v1.round_pb2 import SumCheck
-from cipherward.site_agent.daemon.study import Closed, Study
+from cipherward.site_agent.daemon.study import Study
 from cipherward.site_agent.daemon.sums import StoredSum
 
 BATCH, MOST_IN_A_CALL = 16, 256

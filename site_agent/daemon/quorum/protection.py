@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cipherward.crypto.labels import Label, framed
 from cipherward.crypto.quorum.sealed import Dealing
-from cipherward.crypto.records import Plan, StudyTrust
+from cipherward.crypto.records import Closed, Plan, StudyTrust
 from cipherward.crypto.suites.base import OneTimeKey, SiteCipher
 from cipherward.crypto.suites.site_side import one_time_key_side
 from cipherward.errors import ProtocolError, VerificationError
@@ -22,7 +22,7 @@ from cipherward.site_agent.daemon.quorum.acknowledging import acknowledge, deali
 from cipherward.site_agent.daemon.quorum.answering import answer, combined_keys, report_wrong
 from cipherward.site_agent.daemon.quorum.checking import Checking
 from cipherward.site_agent.daemon.quorum.secrets import RoundSecret, RoundSecrets
-from cipherward.site_agent.daemon.study import Closed, Study
+from cipherward.site_agent.daemon.study import Study
 from cipherward.site_agent.daemon.sums import StoredSum, Sums
 
 
