@@ -392,6 +392,17 @@ class World:
             await sites[0].put_relay(sites[0].key_item(site.name))
         return sites
 
+    async def planned(self, address: str, **changes: Any) -> list[Site]:
+        """As ``started``, and all have joined round 1."""
+        sites = await self.started(address, **changes)
+        await self.each(site.join(1) for site in sites)
+        return sites
+
+    @staticmethod
+    async def each(calls: Any) -> None:
+        """All of them at the same time."""
+        await asyncio.gather(*calls)
+
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import time
 from typing import Any
 
 import grpc
 import numpy as np
-import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cipherward import durable
-from cipherward.coordinator.daemon.service import Service, Settings
 from cipherward.crypto.labels import Label
 from cipherward.crypto.merkle import leaf_hash, root
 from cipherward.crypto.pki import member_files
@@ -22,7 +17,6 @@ from cipherward.crypto.signing import record_digest
 from cipherward.crypto.transcript import model_digest, transcript_next, transcript_start
 from cipherward.errors import (
     ConflictError,
-    EnvironmentProblem,
     FormatError,
     IdentityError,
     LateError,
@@ -39,10 +33,6 @@ from cipherward.proto.v1.common_pb2 import Signed
 MODEL = b"\x07" * 32
 
 
-async def each(calls: Any) -> None:
-    await asyncio.gather(*calls)
-
-
 async def test_a_whole_study(world: Any, cipher: Any, updates: Any) -> None:
     async with world.running(world.folder) as address:
         sites = await world.started(address)
@@ -51,12 +41,12 @@ async def test_a_whole_study(world: Any, cipher: Any, updates: Any) -> None:
         for number in (1, 2):
             opened = verify_round_record(await sites[0].record(number, pb.RECORD_KIND_ROUND), trust, number)
             assert (opened.model_digest, opened.previous_transcript) == (model, previous)
-            await each(site.join(number) for site in sites)
+            await world.each(site.join(number) for site in sites)
             snapshot = await sites[1].until(lambda s: s.phase == pb.PHASE_UPLOAD)
             plan_record = await sites[0].record(number, pb.RECORD_KIND_PLAN)
             plan = verify_plan(plan_record, trust, snapshot.round_record_digest, number)
             assert plan.digest == snapshot.plan_digest and len(plan.joins) == 4
-            await each(site.contribute(number, updates[i][1]) for i, site in enumerate(sites))
+            await world.each(site.contribute(number, updates[i][1]) for i, site in enumerate(sites))
             snapshot = await sites[1].until(lambda s: s.phase == pb.PHASE_RELEASE)
             closed = await sites[2].record(number, pb.RECORD_KIND_CLOSE)
             close = verify_close(closed, trust, plan, previous)
@@ -70,7 +60,7 @@ async def test_a_whole_study(world: Any, cipher: Any, updates: Any) -> None:
             )
             model = bytes([number]) * 32
             previous = transcript_next(previous, record_digest(Label.CLOSE_RECORD, closed))
-            await each(site.report(number, model) for site in sites)
+            await world.each(site.report(number, model) for site in sites)
         snapshot = await sites[0].snapshot()
         assert snapshot.state == pb.STUDY_STATE_FINISHED
         status = await operator.status()
@@ -170,184 +160,13 @@ async def test_joins(world: Any) -> None:
         assert "CW-500" in {site.name: site.problem for site in status.sites}["bert"]
 
 
-async def planned(world: Any, address: str, **changes: Any) -> Any:
-    sites = await world.started(address, **changes)
-    await each(site.join(1) for site in sites)
-    return sites
-
-
-async def test_uploads_resume_and_are_checked(world: Any, updates: Any) -> None:
-    async with world.running(world.folder) as address:
-        anna, *_ = await planned(world, address)
-        chunks = updates[0][1]
-        assert len(chunks) >= 3
-        header = await anna.header(1)
-        assert (await anna.send("Upload", anna.messages(header, chunks[:1]))).chunks_stored == 1
-        assert (await anna.stub.GetUploadState(header)).chunks_stored == 1
-        async with world.refused(ProtocolError, "expected"):
-            await anna.send("Upload", anna.messages(header, chunks))
-        for position, data in (
-            (0, chunks[1][:-1]),  # truncated
-            (1, bytes(len(chunks[1]))),  # not a ciphertext
-        ):
-            bad = pb.UploadMessage(index=1, data=data, leaf_hash=leaf_hash(data))
-            async with world.refused(FormatError):
-                await anna.send("Upload", iter([pb.UploadMessage(header=header), bad]))
-            assert position < 2
-        wrong_hash = pb.UploadMessage(index=1, data=chunks[1], leaf_hash=leaf_hash(chunks[0]))
-        async with world.refused(FormatError, "digest"):
-            await anna.send("Upload", iter([pb.UploadMessage(header=header), wrong_hash]))
-        async with world.refused(FormatError, "header"):
-            await anna.send("Upload", iter([pb.UploadMessage(index=1, data=chunks[1])]))
-        too_many = [*chunks, chunks[0]]
-        async with world.refused(FormatError, "chunks"):
-            await anna.send("Upload", anna.messages(header, too_many, 1))
-        record = await anna.commit_record(1, chunks)
-        async with world.refused(ProtocolError, "uploaded"):
-            await anna.stub.PostCommit(pb.PostRequest(study="trial", record=record))
-        stored = (await anna.stub.GetUploadState(header)).chunks_stored
-        assert (await anna.send("Upload", anna.messages(header, chunks, stored))).chunks_stored == len(chunks)
-        await anna.stub.PostCommit(pb.PostRequest(study="trial", record=record))
-
-
-async def test_a_broken_upload_keeps_what_came_whole(world: Any, updates: Any) -> None:
-    async with world.running(world.folder) as address:
-        anna, *_ = await planned(world, address)
-        header, chunks = await anna.header(1), updates[0][1]
-        sent = asyncio.Event()
-
-        async def broken() -> Any:
-            for message in anna.messages(header, chunks[:2]):
-                yield message
-            sent.set()
-            await asyncio.sleep(60)
-
-        call = anna.stub.Upload(broken())
-        await sent.wait()
-        await asyncio.sleep(0.3)
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-        for _ in range(50):
-            if (await anna.stub.GetUploadState(header)).chunks_stored == 2:
-                break
-            await asyncio.sleep(0.1)
-        else:
-            raise AssertionError("chunks that came whole were lost")
-        assert (await anna.send("Upload", anna.messages(header, chunks, 2))).chunks_stored == len(chunks)
-
-
-async def test_a_newer_upload_takes_over_from_a_dead_one(world: Any, updates: Any) -> None:
-    async with world.running(world.folder) as address:
-        anna, *_ = await planned(world, address)
-        header, chunks = await anna.header(1), updates[0][1]
-
-        async def hanging() -> Any:
-            yield pb.UploadMessage(header=header)
-            await asyncio.sleep(60)
-
-        dead = asyncio.ensure_future(anna.stub.Upload(hanging()))
-        await asyncio.sleep(0.3)
-        assert await asyncio.wait_for(anna.upload(1, chunks), 10) == len(chunks)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await dead
-        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-
-
-async def test_attempts(world: Any, updates: Any) -> None:
-    async with world.running(world.folder) as address:
-        anna, *_ = await planned(world, address)
-        chunks = updates[0][1]
-        await anna.upload(1, updates[1][1], attempt=1)
-        await anna.upload(1, chunks[:1], attempt=2)
-        async with world.refused(ConflictError, "attempt 2"):
-            await anna.upload(1, chunks, attempt=1)
-        header = await anna.header(1, attempt=2)
-        await anna.send("Upload", anna.messages(header, chunks, 1))
-        await anna.commit(1, chunks, attempt=2)
-        async with world.refused(ConflictError, "committed attempt 2"):
-            await anna.upload(1, chunks, attempt=3)
-        assert (await anna.send("Upload", anna.messages(header, [], 0))).chunks_stored == len(chunks)
-
-
-async def test_commits(world: Any, updates: Any) -> None:
-    async with world.running(world.folder) as address:
-        anna, bert, *_ = await planned(world, address)
-        chunks = updates[0][1]
-        await anna.upload(1, chunks)
-        for changes in (
-            {"ciphertext_root": b"\x00" * 32},
-            {"length": 5},
-            {"chunk_count": len(chunks) + 1},
-            {"plan_digest": b"\x00" * 32},
-            {"site": "bert"},
-        ):
-            record = await anna.commit_record(1, chunks, **changes)
-            async with world.refused(VerificationError):
-                await anna.stub.PostCommit(pb.PostRequest(study="trial", record=record))
-        async with world.refused(NotFoundError):
-            await anna.record(1, pb.RECORD_KIND_COMMIT)
-        record = await anna.commit(1, chunks)
-        await anna.stub.PostCommit(pb.PostRequest(study="trial", record=record))
-        assert await anna.record(0, pb.RECORD_KIND_COMMIT) == record
-        async with world.refused(NotFoundError):
-            await bert.record(1, pb.RECORD_KIND_COMMIT)
-        other = await anna.commit_record(1, chunks, ledger_sequence=99)
-        async with world.refused(ConflictError):
-            await anna.stub.PostCommit(pb.PostRequest(study="trial", record=other))
-
-
-async def test_a_late_commit_is_refused_and_an_update_never_counts_later(world: Any, updates: Any) -> None:
-    async with world.running(world.folder) as address:
-        limits = study_pb2.Deadlines(join_window=60, upload=1, verify=60)
-        *early, late = await planned(world, address, deadlines=limits)
-        await late.upload(1, updates[3][1])
-        record = await late.commit_record(1, updates[3][1])
-        await each(site.contribute(1, updates[i][1]) for i, site in enumerate(early))
-        await late.until(lambda s: s.phase == pb.PHASE_RELEASE)
-        async with world.refused(LateError, "CW-520"):
-            await late.stub.PostCommit(pb.PostRequest(study="trial", record=record))
-        async with world.refused(LateError):
-            await late.upload(1, updates[3][1])
-        await late.report(1, MODEL)
-        await each(site.report(1, MODEL) for site in early)
-        await late.until(lambda s: s.round == 2 and s.phase == pb.PHASE_OPEN)
-        await early[0].report(1, MODEL)  # again, after all was decided
-        async with world.refused(LateError):
-            await late.stub.PostCommit(pb.PostRequest(study="trial", record=record))
-        status = await world.operator(address).status()
-        assert list(status.history[0].contributors) == [site.name for site in early]
-
-
-async def test_reports_are_bound_to_the_close(world: Any, updates: Any) -> None:
-    async with world.running(world.folder) as address:
-        sites = await planned(world, address)
-        anna = sites[0]
-        async with world.refused(NotFoundError):
-            await anna.report(1, MODEL)
-        async with world.refused(ProtocolError, "not closed"):
-            await anna.fetch_sum(1)
-        await each(site.contribute(1, updates[i][1]) for i, site in enumerate(sites))
-        await anna.until(lambda s: s.phase == pb.PHASE_RELEASE)
-        report = round_pb2.ModelReport(
-            manifest_digest=anna.trust.digest,
-            close_digest=b"\x00" * 32,
-            round=1,
-            site="anna",
-            model_digest=MODEL,
-        )
-        async with world.refused(VerificationError, "another close"):
-            record = anna.sign(Label.MODEL_REPORT, report)
-            await anna.stub.PostModelReport(pb.PostRequest(study="trial", record=record))
-
-
 async def test_a_model_is_relayed_to_who_asks(world: Any, updates: Any) -> None:
     async with world.running(world.folder) as address:
-        sites = await planned(world, address)
+        sites = await world.planned(address)
         anna, bert, cora, _ = sites
-        await each(site.contribute(1, updates[i][1]) for i, site in enumerate(sites))
+        await world.each(site.contribute(1, updates[i][1]) for i, site in enumerate(sites))
         await anna.until(lambda s: s.phase == pb.PHASE_RELEASE)
-        await each(site.report(1, MODEL) for site in (anna, bert, cora))
+        await world.each(site.report(1, MODEL) for site in (anna, bert, cora))
         item = {"kind": round_pb2.RelayItem.KIND_MODEL, "round": 1, "content_digest": MODEL}
         async with world.refused(LateError, "wants no model"):
             await bert.put_relay(bert.key_item("anna", **item))
@@ -415,7 +234,7 @@ async def test_starting_studies(world: Any) -> None:
 async def test_a_newer_manifest_comes_into_force_with_new_keys(world: Any, updates: Any) -> None:
     async with world.running(world.folder) as address:
         operator = world.operator(address)
-        sites = await planned(world, address)
+        sites = await world.planned(address)
         roster = [entry for entry in sites[0].trust.manifest.roster if entry.name != "dora"]
         changes = {"version": 2, "first_round": 2, "previous_digest": sites[0].trust.digest}
         second, trust = world.manifest(**changes, roster=roster)
@@ -424,9 +243,9 @@ async def test_a_newer_manifest_comes_into_force_with_new_keys(world: Any, updat
             await operator.start(unrelated, world.weights)
         for _ in range(2):
             await operator.start(second, world.weights)
-        await each(site.contribute(1, updates[i][1]) for i, site in enumerate(sites))
+        await world.each(site.contribute(1, updates[i][1]) for i, site in enumerate(sites))
         await sites[0].until(lambda s: s.phase == pb.PHASE_RELEASE)
-        await each(site.report(1, MODEL) for site in sites)
+        await world.each(site.report(1, MODEL) for site in sites)
         snapshot = await sites[0].until(lambda s: s.round == 2)
         assert (snapshot.phase, snapshot.manifest_version) == (pb.PHASE_KEYS, 2)
         assert list(snapshot.keys_wanted_by) == ["anna", "bert", "cora"]
@@ -463,11 +282,11 @@ async def test_abort(world: Any) -> None:
 
 async def test_steps_of_another_suite_are_refused_clearly(world: Any, updates: Any) -> None:
     async with world.running(world.folder) as address:
-        anna, *_ = sites = await planned(world, address)
+        anna, *_ = sites = await world.planned(address)
         share = [pb.UploadMessage(header=await anna.header(1)), pb.UploadMessage(share=pb.ShareMessage())]
         async with world.refused(FormatError, "chunks only"):
             await anna.send("Upload", share)
-        await each(site.contribute(1, updates[i][1]) for i, site in enumerate(sites))
+        await world.each(site.contribute(1, updates[i][1]) for i, site in enumerate(sites))
         # Also where its ciphertexts are there and the sum is public: every site holds the key to them.
         await anna.until(lambda s: s.phase == pb.PHASE_RELEASE)
         for name in ("PostAcknowledgement", "PostAnswer", "PostSumCheck"):
@@ -515,7 +334,7 @@ async def test_revocation_takes_effect_at_once(world: Any) -> None:
         *others, dora = await world.started(address)
         stream = dora.stub.WatchWork(pb.WatchWorkRequest())
         assert await stream.read()
-        await each(site.join(1) for site in others)
+        await world.each(site.join(1) for site in others)
         signed = world.consortium.revoke(world.members[3])
         member_files.write_status(world.folder, signed)
         await others[0].until(lambda s: s.phase == pb.PHASE_UPLOAD)  # dora is not waited for
@@ -526,106 +345,3 @@ async def test_revocation_takes_effect_at_once(world: Any) -> None:
                 pass
         plan = await others[0].record(1, pb.RECORD_KIND_PLAN)
         assert len(round_pb2.PlanRecord.FromString(plan.payload).joins) == 3
-
-
-async def test_limits(world: Any) -> None:
-    async with world.running(world.folder) as address:
-        anna, *_ = await world.started(address)
-        record = Signed(payload=bytes(70_000), signer=str(anna.member.identity), signature=bytes(64))
-        async with world.refused(LimitError, "70"):
-            await anna.stub.PostJoin(pb.PostRequest(study="trial", record=record))
-        async with world.refused(LimitError, "too often"):
-            for _ in range(40):
-                await anna.stub.Hello(pb.HelloRequest(protocol=1))
-        streams = [anna.stub.WatchWork(pb.WatchWorkRequest()) for _ in range(8)]
-        for stream in streams:
-            await stream.read()
-        async with world.refused(LimitError, "open"):
-            await anna.snapshot()
-
-
-async def test_the_unforeseen_is_told_and_survived(
-    world: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    async with world.running(world.folder) as address:
-        anna, *_ = await world.started(address)
-        with monkeypatch.context() as patched:
-            broken = "cipherward.coordinator.store.studies.StudyTable.record"
-            patched.setattr(broken, lambda *_: 1 / 0)
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await anna.record(1, pb.RECORD_KIND_ROUND)
-        assert caught.value.code() is grpc.StatusCode.INTERNAL
-        assert "CW-900" in caught.value.details() and "ZeroDivision" not in caught.value.details()
-        assert await anna.record(1, pb.RECORD_KIND_ROUND)
-
-
-async def test_a_full_disk_loses_nothing(world: Any, updates: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with world.running(world.folder) as address:
-        anna, *_ = await planned(world, address)
-        header, chunks = await anna.header(1), updates[0][1]
-        await anna.send("Upload", anna.messages(header, chunks[:1]))
-
-        def full(_fd: int) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        with monkeypatch.context() as patched:
-            patched.setattr(durable.os, "fsync", full)
-            with pytest.raises(grpc.RpcError) as caught:
-                await anna.send("Upload", anna.messages(header, chunks, 1))
-        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "disk is full" in caught.value.details()
-        assert (await anna.stub.GetUploadState(header)).chunks_stored == 1
-        assert (await anna.send("Upload", anna.messages(header, chunks, 1))).chunks_stored == len(chunks)
-
-
-async def test_a_restart_goes_on_where_it_was(world: Any, cipher: Any, updates: Any) -> None:
-    async with world.running(world.folder) as address:
-        sites = await planned(world, address)
-        await each(site.contribute(1, updates[i][1]) for i, site in enumerate(sites[:3]))
-        await sites[3].upload(1, updates[3][1][:2])
-    async with world.running(world.folder) as address:
-        anna, *_, dora = sites = world.sites(address, sites[0].trust)
-        header = await dora.header(1)
-        assert (await dora.stub.GetUploadState(header)).chunks_stored == 2
-        await dora.send("Upload", dora.messages(header, updates[3][1], 2))
-        await dora.commit(1, updates[3][1])
-        await anna.until(lambda s: s.phase == pb.PHASE_RELEASE)
-    async with world.running(world.folder) as address:
-        anna, *_ = sites = world.sites(address, sites[0].trust)
-        snapshot = await anna.snapshot()
-        closed = await anna.record(1, pb.RECORD_KIND_CLOSE)
-        assert snapshot.close_digest == record_digest(Label.CLOSE_RECORD, closed)
-        total = cipher.open_sum(await anna.fetch_sum(1), anna.length, 4)
-        assert abs(total[-1] - 4) < 0.1
-        await each(site.report(1, MODEL) for site in sites)
-        assert (await anna.until(lambda s: s.round == 2)).phase == pb.PHASE_OPEN
-
-
-async def test_health_metrics_and_port(world: Any) -> None:
-    async with world.running(world.folder, metrics_port=0) as address:
-        assert (world.folder / "address").read_text().strip() == address
-        operator = world.operator(address)
-        reply = await health_pb2_grpc.HealthStub(operator.channel).Check(
-            health_pb2.HealthCheckRequest(service="cipherward.v1.Coordinator")
-        )
-        assert reply.status == health_pb2.HealthCheckResponse.SERVING
-        with pytest.raises(EnvironmentProblem, match="already running"):
-            await Service(Settings(world.folder, "127.0.0.1:0")).run(print, asyncio.Event())
-        other = world.consortium.member(Role.COORDINATOR, "second")
-        folder = world.consortium.folder / "coordinator-second"
-        assert other.identity.name == "second"
-        with pytest.raises(EnvironmentProblem, match="cannot listen"):
-            await Service(Settings(folder, address)).run(print, asyncio.Event())
-
-
-async def test_a_drain_ends_watch_streams(world: Any) -> None:
-    started = time.monotonic()
-    async with world.running(world.folder) as address:
-        anna, *_ = await world.started(address)
-        stream = anna.stub.WatchWork(pb.WatchWorkRequest())
-        assert await stream.read()
-        watched = world.operator(address).stub.WatchStudy(pb.StudyStatusRequest())
-        status = await watched.read()
-        assert status.sites[0].connected
-    assert time.monotonic() - started < 10
-    assert await stream.read() is grpc.aio.EOF
