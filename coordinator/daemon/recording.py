@@ -7,13 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from cipherward.clock import Clock
-from cipherward.coordinator.daemon.view import (
-    StudyView,
-    answer_prefix,
-    share_prefix,
-    sum_set,
-    update_prefix,
-)
+from cipherward.coordinator.daemon.retention import Retention
+from cipherward.coordinator.daemon.view import StudyView
 from cipherward.coordinator.rounds.effects import (
     Discard,
     Effect,
@@ -25,7 +20,7 @@ from cipherward.coordinator.rounds.effects import (
     StartSum,
 )
 from cipherward.coordinator.store.database import Transaction
-from cipherward.coordinator.store.studies import ACKNOWLEDGEMENT, ANSWER, COMMIT, JOIN, SUM_CHECK
+from cipherward.coordinator.store.studies import COMMIT, JOIN
 from cipherward.crypto.labels import Label
 from cipherward.crypto.records import verify_plan
 from cipherward.crypto.signing import SigningKey, parse, record_digest
@@ -53,8 +48,8 @@ class Afterwards:
 class Recorder:
     """Signs records with the coordinator's key and writes them."""
 
-    def __init__(self, signing_key: SigningKey, signer: str, clock: Clock) -> None:
-        self._key, self._signer, self._clock = signing_key, signer, clock
+    def __init__(self, signing_key: SigningKey, signer: str, clock: Clock, retention: Retention) -> None:
+        self._key, self._signer, self._clock, self._retention = signing_key, signer, clock, retention
 
     def perform(
         self, t: Transaction, view: StudyView, effects: Sequence[Effect], after: Afterwards
@@ -75,17 +70,9 @@ class Recorder:
                 case StartSum():
                     after.sums.append(effect)
                 case Discard():
-                    self._discard(t, view, effect.round, after)
+                    trust = view.version(effect.round).trust
+                    after.blobs += self._retention.end(t, view.name, trust, effect.round)
         return view
-
-    def _discard(self, t: Transaction, view: StudyView, number: int, after: Afterwards) -> None:
-        prefixes = (update_prefix, share_prefix, answer_prefix)
-        names = [name for prefix in prefixes for name in t.chunks.names(prefix(view.name, number))]
-        # The sum is kept for one more round, for sites that are a little behind.
-        for name in [*names, sum_set(view.name, number - 1)]:
-            after.blobs += t.chunks.drop(name)
-        # A late site gets the model from a peer: it opens no old sum.
-        t.studies.drop_posts(view.name, number, (ACKNOWLEDGEMENT, ANSWER, SUM_CHECK))
 
     def _sign_round(self, t: Transaction, view: StudyView, effect: SignRound) -> StudyView:
         record = RoundRecord(

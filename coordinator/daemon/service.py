@@ -11,12 +11,11 @@ from pathlib import Path
 
 import grpc
 import structlog
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
 
 from cipherward.clock import Clock, SystemClock
 from cipherward.coordinator.aggregation.local import LocalEngine
-from cipherward.coordinator.api.dispatch import SERVICE, Dispatcher
+from cipherward.coordinator.api.dispatch import Dispatcher
+from cipherward.coordinator.api.health import Health
 from cipherward.coordinator.api.limits import Limits
 from cipherward.coordinator.api.service import implementation, new_server
 from cipherward.coordinator.blobs.blobs import Blobs
@@ -29,6 +28,7 @@ from cipherward.coordinator.daemon.folder import (
 )
 from cipherward.coordinator.daemon.metrics import Metrics
 from cipherward.coordinator.daemon.presence import Presence
+from cipherward.coordinator.daemon.readiness import Readiness
 from cipherward.coordinator.daemon.studies import Studies
 from cipherward.coordinator.daemon.sums import Sums
 from cipherward.coordinator.daemon.traffic import Traffic
@@ -58,6 +58,8 @@ class Settings:
     metrics_port: int | None = None
     database: str = ""
     blobs: str = ""
+    keep_rounds: int | None = None
+    """Ended rounds whose updates are kept for audits; None: ``retention.KEPT_ROUNDS``."""
 
 
 class Service:
@@ -84,7 +86,7 @@ class Service:
             writer = Writer(store)
             try:
                 blobs = Blobs(self._settings.blobs or blobs_url(folder))
-                studies = Studies(member, store, blobs, writer, self._clock)
+                studies = Studies(member, store, blobs, writer, self._clock, self._settings.keep_rounds)
                 studies.on_change.append(self._metrics.moved)
                 core = Core(
                     member,
@@ -105,10 +107,13 @@ class Service:
 
     async def _serve(self, core: Core, sums: Sums, ready: Callable[[str], None], stop: asyncio.Event) -> None:
         verifier = PeerVerifier(core.member.anchor, core.member.status, self._clock)
-        dispatcher = Dispatcher(verifier, Limits(self._clock), core.presence, self._metrics)
-        server, health = new_server(), HealthServicer()
-        server.add_generic_rpc_handlers((dispatcher.handlers(implementation(core)),))
-        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        dispatcher = Dispatcher(verifier, Limits(self._clock), core.presence, self._metrics, self._clock)
+        readiness = Readiness(core, self._settings.folder)
+        health = Health(readiness, core.watching.draining)
+        server = new_server()
+        server.add_generic_rpc_handlers(
+            dispatcher.handlers({**implementation(core), **health.handlers()}),
+        )
         port = _bind(server, self._settings.listen, core.member.server_credentials())
         if self._settings.metrics_port is not None:
             log.info("metrics", port=self._metrics.serve(self._settings.metrics_port))
@@ -117,7 +122,7 @@ class Service:
         tasks = upkeep.start()
         try:
             await server.start()
-            await _health(health, serving=True)
+            await readiness.serve(serving=True)
             self.address = f"{self._settings.listen.rpartition(':')[0]}:{port}"
             write_address(self._settings.folder, self.address)
             log.info("serving", address=self.address, coordinator=core.member.identity.name)
@@ -126,8 +131,8 @@ class Service:
             log.info("stopping")
         finally:
             remove_address(self._settings.folder)
-            await _health(health, serving=False)
             core.watching.drain()
+            await readiness.serve(serving=False)
             await server.stop(GRACE_SECONDS)
             for task in tasks:
                 task.cancel()
@@ -142,12 +147,6 @@ async def _quietly(action: Callable[[], Awaitable[None]]) -> None:
         await action()
     except EnvironmentProblem as error:
         log.error("not written at the end", reason=str(error))
-
-
-async def _health(servicer: HealthServicer, *, serving: bool) -> None:
-    status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-    for service in ("", SERVICE.full_name):
-        await servicer.set(service, status)
 
 
 def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials) -> int:

@@ -12,6 +12,7 @@ from cipherward.clock import Clock
 from cipherward.coordinator.blobs.blobs import Blobs
 from cipherward.coordinator.daemon.manifests import read_manifest
 from cipherward.coordinator.daemon.recording import Afterwards, Recorder
+from cipherward.coordinator.daemon.retention import Retention
 from cipherward.coordinator.daemon.view import StudyView, Version
 from cipherward.coordinator.daemon.writer import Writer
 from cipherward.coordinator.rounds import machine
@@ -44,7 +45,15 @@ def rules_of(versions: Sequence[Version]) -> StudyRules:
 class Studies:
     """Views of all studies, changed by events only."""
 
-    def __init__(self, member: Member, store: Store, blobs: Blobs, writer: Writer, clock: Clock) -> None:
+    def __init__(
+        self,
+        member: Member,
+        store: Store,
+        blobs: Blobs,
+        writer: Writer,
+        clock: Clock,
+        keep_rounds: int | None = None,
+    ) -> None:
         self._member, self._store, self._blobs, self._writer, self._clock = (
             member,
             store,
@@ -52,7 +61,8 @@ class Studies:
             writer,
             clock,
         )
-        self._recorder = Recorder(member.signing_key, str(member.identity), clock)
+        self._retention = Retention(keep_rounds)
+        self._recorder = Recorder(member.signing_key, str(member.identity), clock, self._retention)
         self._views: dict[str, StudyView] = {}
         self.on_change: list[Changed] = []
         self.start_sum: SumStarter = lambda _study, _effect: None
@@ -85,9 +95,13 @@ class Studies:
 
     def _load(self) -> None:
         with self._store.transaction() as t:
-            stray = self._blobs.sweep(t.chunks.blobs())
             for row in t.studies.all():
-                self._views[row.study] = self._read(t, row)
+                self._views[row.study] = view = self._read(t, row)
+                # Fewer rounds may be kept than when the service last ran. Their blobs are swept below.
+                ended = row.state.round - row.state.running
+                self._retention.expire(t, row.study, view.version(ended).trust, ended)
+        with self._store.transaction() as t:
+            stray = self._blobs.sweep(t.chunks.blobs())
         log.info("studies loaded", studies=len(self._views), stray_blobs=stray)
 
     def _read(self, t: Transaction, row: StudyRow) -> StudyView:

@@ -133,3 +133,9 @@ def answer_prefix(study: str, round_number: int) -> str:
 def sum_set(study: str, round_number: int) -> str:
     """Of a round's sum."""
     return f"{study}/{round_number}/sum"
+
+
+def round_of_set(name: str) -> int:
+    """The round that a chunk set is of; 0 for those that outlive rounds: initial weights, relayed bodies."""
+    number = name.split("/")[1]
+    return int(number) if number.isdecimal() else 0

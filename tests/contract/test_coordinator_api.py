@@ -72,10 +72,10 @@ async def test_a_whole_study(world: Any, cipher: Any, updates: Any) -> None:
         assert {site.step for site in status.sites} == {"reported"}
         reports = sites[0].stub.GetModelReports(pb.GetRecordRequest(study="trial", round=2))
         assert len([one async for one in reports]) == 4
-        # The last round's updates are gone, its sum is not.
+        # Of the last round the updates and the sum are left, of the first nothing.
         await asyncio.sleep(0.2)
         left = [path for path in (world.folder / "blobs").rglob("*") if path.is_file()]
-        assert len(left) == 6 and await sites[0].fetch_sum(2)  # four keys, the weights, the sum
+        assert len(left) == 10 and await sites[0].fetch_sum(2)  # 4 keys, the weights, 4 updates, the sum
         async with world.refused(NotFoundError, "any more"):
             await sites[0].fetch_sum(1)
 

@@ -254,7 +254,7 @@ async def test_a_whole_round(world: Any) -> None:
             await anna.update_chunks(1, 0)
         await asyncio.sleep(0.2)
         left = [path for path in (world.folder / "blobs").rglob("*") if path.is_file()]
-        assert len(left) == 2, "the weights and the sum are left"
+        assert len(left) == 6, "the weights, the sum and its four updates are left"
 
 
 async def test_shares_follow_the_chunks_and_resume(world: Any) -> None:

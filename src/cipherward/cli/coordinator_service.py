@@ -24,6 +24,15 @@ def run(
     ] = None,
     database: Annotated[str, typer.Option(help="SQLAlchemy URL.  [default: coordinator.db in DIR]")] = "",
     blobs: Annotated[str, typer.Option(help="fsspec URL.  [default: blobs in DIR]")] = "",
+    keep_rounds: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Ended rounds whose encrypted updates are kept for `audit verify`.  "
+            "[default: 10 in the quorum suite, 1 in the shared-key suite]",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Serve sites and operators until SIGTERM or SIGINT. The log goes to standard error, one JSON object a line."""
     from cipherward.coordinator.daemon.logs import configure_logs
@@ -35,7 +44,7 @@ def run(
 
     check_listen(listen)
     configure_logs()
-    serve(Settings(folder, listen, metrics_port, database, blobs), ready)
+    serve(Settings(folder, listen, metrics_port, database, blobs, keep_rounds), ready)
 
 
 def status(
