@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import grpc
 import structlog
+from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2
 
+from cipherward.clock import Clock
 from cipherward.coordinator.api.errors import TRAILER, InternalError, detail_of, status_of
-from cipherward.coordinator.api.limits import Limits
+from cipherward.coordinator.api.limits import Incoming, Limits, bounded, idling
 from cipherward.coordinator.api.policy import POLICIES, Policy
 from cipherward.coordinator.daemon.metrics import Metrics
 from cipherward.coordinator.daemon.presence import Presence
@@ -37,8 +41,13 @@ from cipherward.ids import Role
 from cipherward.proto.v1 import coordinator_pb2 as pb
 
 log = structlog.get_logger()
-M = TypeVar("M", bound=Message)
 SERVICE = pb.DESCRIPTOR.services_by_name["Coordinator"]
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+RPCS: dict[str, MethodDescriptor] = {
+    **{method.name: method for method in SERVICE.methods},
+    **{f"Health.{name}": _HEALTH.methods_by_name[name] for name in ("Check", "Watch")},
+}
+"""What is served, by its name in the tables. No RPC streams both ways."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +70,13 @@ class Call:
 
 Unary = Callable[[Call, Any], Awaitable[Message]]
 Streaming = Callable[[Call, Any], AsyncGenerator[Message, None]]
+Context = grpc.aio.ServicerContext[Any, Any]
 
-# By (client streams, server streams); no RPC of the service streams both ways.
-_MAKERS = {
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, False): grpc.stream_unary_rpc_method_handler,
-}
+RECHECK_SECONDS = 1.0
+"""A stream may live for weeks: who was revoked or has expired meanwhile is cut off after this time at most, counted
+from the next message either way."""
+ABORT_SECONDS = 2.0
+"""For a caller to take the reason of its refusal. One that reads nothing is cut off without."""
 
 
 def _serialise(message: Message) -> bytes:
@@ -75,70 +84,83 @@ def _serialise(message: Message) -> bytes:
 
 
 class Dispatcher:
-    """Wraps handlers for gRPC."""
+    """Wraps handlers for gRPC. To gRPC every call streams both ways: so the caller is known, and counted, before
+    any message of it is read, and the waiting for messages is under the policy table's limits."""
 
-    def __init__(self, verifier: PeerVerifier, limits: Limits, presence: Presence, metrics: Metrics) -> None:
+    def __init__(
+        self, verifier: PeerVerifier, limits: Limits, presence: Presence, metrics: Metrics, clock: Clock
+    ) -> None:
         self._verifier, self._limits, self._presence, self._metrics = verifier, limits, presence, metrics
+        self._clock = clock
 
-    def handlers(self, implemented: Mapping[str, Unary | Streaming]) -> grpc.GenericRpcHandler:
-        """All RPCs of the service. UsageError if one has no policy or no handler: nothing is then served."""
-        rpcs = {method.name: method for method in SERVICE.methods}
+    def handlers(self, implemented: Mapping[str, Unary | Streaming]) -> list[grpc.GenericRpcHandler]:
+        """All RPCs of the services. UsageError if one has no policy or no handler: nothing is then served."""
         for what, names in (("policy", POLICIES.keys()), ("handler", implemented.keys())):
-            if odd := sorted(rpcs.keys() ^ names):
+            if odd := sorted(RPCS.keys() ^ names):
                 raise UsageError(f"the service and its {what} table differ in {', '.join(odd)}")
-        made = {}
-        for name, method in rpcs.items():
-            handler: Any = implemented[name]
-            if method.server_streaming:
-                serve: Any = self._streaming(name, handler)
-            else:
-                serve = self._unary(name, handler, client_streams=method.client_streaming)
-            made[name] = _MAKERS[method.client_streaming, method.server_streaming](
-                serve,
-                request_deserializer=GetMessageClass(method.input_type).FromString,
+        made: defaultdict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = defaultdict(dict)
+        for name, method in RPCS.items():
+            made[method.containing_service.full_name][method.name] = grpc.stream_stream_rpc_method_handler(
+                self._serve(name, method, implemented[name]),
+                request_deserializer=None,  # sizes first
                 response_serializer=_serialise,
             )
-        return grpc.method_handlers_generic_handler(SERVICE.full_name, made)
+        return [grpc.method_handlers_generic_handler(service, each) for service, each in made.items()]
 
-    def _unary(self, rpc: str, handler: Unary, *, client_streams: bool) -> Callable[..., Awaitable[Message]]:
-        async def serve(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
+    def _serve(self, rpc: str, method: MethodDescriptor, handler: Any) -> Callable[..., Awaitable[None]]:
+        parse = GetMessageClass(method.input_type).FromString
+
+        async def serve(messages: AsyncIterator[bytes], context: Context) -> None:
             caller: Peer | None = None
             try:
                 policy = POLICIES[rpc]
                 caller = self._authenticate(rpc, policy, context)
-                with self._limits.admit(str(caller.identity), rpc, policy):
-                    call = Call(rpc, caller)
-                    if client_streams:
-                        reply = await handler(call, _sized_stream(request, rpc, policy))
+                with self._limits.admit(str(caller.identity), rpc, policy), self._metrics.opened(rpc):
+                    alive = self._still_in_force(context)
+                    incoming = Incoming(messages, parse, rpc, policy, alive)
+                    request = incoming if method.client_streaming else await incoming.only()
+                    reply = handler(Call(rpc, caller), request)
+                    if method.server_streaming:
+                        work: Awaitable[None] = self._stream(rpc, policy, reply, context, alive)
                     else:
-                        reply = await handler(call, _sized(request, rpc, policy))
+                        work = self._answer(rpc, policy, reply, context)
+                    await bounded(rpc, policy, work)
                 self._metrics.served(rpc, "OK")
-                return reply
             except Exception as error:  # noqa: BLE001  told to the caller, logged; the service goes on
                 await self._refuse(rpc, caller, error, context)
 
         return serve
 
-    def _streaming(self, rpc: str, handler: Streaming) -> Callable[..., AsyncIterator[Message]]:
-        async def serve(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Message]:
-            caller: Peer | None = None
-            try:
-                policy = POLICIES[rpc]
-                caller = self._authenticate(rpc, policy, context)
-                with self._limits.admit(str(caller.identity), rpc, policy):
-                    replies = handler(Call(rpc, caller), _sized(request, rpc, policy))
-                    async with aclosing(replies):
-                        async for reply in replies:
-                            # A stream may live for weeks: who was revoked or expired meanwhile gets no more.
-                            self._verifier.verify(context.auth_context())
-                            yield reply
-                self._metrics.served(rpc, "OK")
-            except Exception as error:  # noqa: BLE001  as above
-                await self._refuse(rpc, caller, error, context)
+    async def _answer(self, rpc: str, policy: Policy, reply: Awaitable[Message], context: Context) -> None:
+        await idling(rpc, policy, context.write(await reply))
 
-        return serve
+    async def _stream(
+        self,
+        rpc: str,
+        policy: Policy,
+        replies: AsyncGenerator[Message, None],
+        context: Context,
+        alive: Callable[[], None],
+    ) -> None:
+        async with aclosing(replies):
+            async for reply in replies:
+                alive()
+                await idling(rpc, policy, context.write(reply))
 
-    def _authenticate(self, rpc: str, policy: Policy, context: grpc.aio.ServicerContext[Any, Any]) -> Peer:
+    def _still_in_force(self, context: Context) -> Callable[[], None]:
+        """Raises IdentityError once the caller is revoked or expired; looks once in a while."""
+        checked = self._clock.monotonic()
+
+        def alive() -> None:
+            nonlocal checked
+            now = self._clock.monotonic()
+            if now - checked >= RECHECK_SECONDS:
+                checked = now
+                self._verifier.verify(context.auth_context())
+
+        return alive
+
+    def _authenticate(self, rpc: str, policy: Policy, context: Context) -> Peer:
         peer = self._verifier.verify(context.auth_context())
         role = peer.identity.role
         if role not in policy.roles:
@@ -155,7 +177,7 @@ class Dispatcher:
         rpc: str,
         caller: Peer | None,
         error: Exception,
-        context: grpc.aio.ServicerContext[Any, Any],
+        context: Context,
     ) -> NoReturn:
         who = str(caller.identity) if caller else "unknown"
         if isinstance(error, CipherwardError):
@@ -175,19 +197,10 @@ class Dispatcher:
             self._presence.refused(caller.identity.name, str(told))
         status = status_of(told)
         self._metrics.served(rpc, status.name)
-        await context.abort(
-            status, str(told)[:1000], trailing_metadata=((TRAILER, detail_of(told).SerializeToString()),)
-        )
-        raise asyncio.CancelledError  # abort() raises; this line is for the type checker
-
-
-def _sized(message: M, rpc: str, policy: Policy) -> M:
-    size = message.ByteSize()
-    if size > policy.max_message:
-        raise LimitError(f"a message of {rpc} has {size} bytes", why=f"the limit is {policy.max_message}")
-    return message
-
-
-async def _sized_stream(messages: AsyncIterator[M], rpc: str, policy: Policy) -> AsyncIterator[M]:
-    async for message in messages:
-        yield _sized(message, rpc, policy)
+        if isinstance(told, LimitError) and told.limit:
+            self._metrics.limited(rpc, told.limit)
+        trailer = ((TRAILER, detail_of(told).SerializeToString()),)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ABORT_SECONDS):
+                await context.abort(status, str(told)[:1000], trailing_metadata=trailer)
+        raise asyncio.CancelledError  # it reads nothing: gRPC resets the stream when nobody serves it

@@ -1,16 +1,30 @@
-"""Counts calls per caller and RPC, against the policy table."""
+"""Calls counted per caller and RPC, and the messages of a call, against the policy table."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from google.protobuf.message import DecodeError, Message
 
 from cipherward.clock import Clock
-from cipherward.coordinator.api.policy import Policy
-from cipherward.errors import LimitError
+from cipherward.coordinator.api.policy import CALLER_OPEN_CALLS, Policy, size
+from cipherward.errors import FormatError, LimitError
 
 _FORGET_ABOVE = 20_000  # callers are members: more buckets than this are full ones of long ago
+M = TypeVar("M", bound=Message)
+T = TypeVar("T")
+
+
+def exceeded(rpc: str, limit: str, what: str, why: str, fix: str) -> LimitError:
+    """The error that names the limit: ``limit`` is a name from the policy table."""
+    error = LimitError(what, why=f"the limit {limit} of {rpc} is {why}", fix=fix)
+    error.limit = limit
+    return error
 
 
 @dataclass
@@ -26,6 +40,7 @@ class Limits:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._buckets: dict[tuple[str, str], _Bucket] = {}
+        self._open: defaultdict[str, int] = defaultdict(int)
 
     @contextmanager
     def admit(self, caller: str, rpc: str, policy: Policy) -> Iterator[None]:
@@ -39,20 +54,125 @@ class Limits:
         bucket.tokens = min(policy.burst, bucket.tokens + (now - bucket.filled_at) * policy.per_second)
         bucket.filled_at = now
         if bucket.tokens < 1:
-            raise LimitError(
+            raise exceeded(
+                rpc,
+                "per_second",
                 f"{rpc} is called too often",
-                why=f"a caller may do so {policy.per_second:g} times a second",
-                fix="Wait and try again",
+                f"{policy.per_second:g} a caller, after a burst of {policy.burst}",
+                "Wait and try again",
             )
         bucket.tokens -= 1
         if bucket.open_calls >= policy.open_calls:
-            raise LimitError(
+            raise exceeded(
+                rpc,
+                "open_calls",
                 f"too many {rpc} calls are open",
-                why=f"a caller may have {policy.open_calls} at a time",
-                fix="Close one first",
+                f"{policy.open_calls} a caller",
+                "Close one first",
+            )
+        if self._open[caller] >= CALLER_OPEN_CALLS:
+            raise exceeded(
+                "a caller",
+                "caller_open_calls",
+                f"{caller} has too many calls open",
+                f"{CALLER_OPEN_CALLS}",
+                "Close one first",
             )
         bucket.open_calls += 1
+        self._open[caller] += 1
         try:
             yield
         finally:
             bucket.open_calls -= 1
+            self._open[caller] -= 1
+            if not self._open[caller]:
+                del self._open[caller]
+
+
+class Incoming(Generic[M]):
+    """The caller's messages, each looked at for its size before it is parsed; waited for no longer than the row
+    allows, and not beyond the row's total. ``alive`` is called before each: it raises for a caller that was
+    revoked or has expired since.
+
+    Iteration raises LimitError, FormatError for bytes that are no such message, and what ``alive`` raises.
+    """
+
+    def __init__(
+        self,
+        messages: AsyncIterator[bytes],
+        parse: Callable[[bytes], M],
+        rpc: str,
+        policy: Policy,
+        alive: Callable[[], object],
+    ) -> None:
+        self._messages = aiter(messages)
+        self._parse, self._rpc, self._policy, self._alive = parse, rpc, policy, alive
+        self._total = 0
+
+    def __aiter__(self) -> Incoming[M]:
+        return self
+
+    async def __anext__(self) -> M:
+        policy, rpc = self._policy, self._rpc
+        content = await idling(rpc, policy, anext(self._messages))
+        self._alive()
+        if len(content) > policy.max_message:
+            raise exceeded(
+                rpc,
+                "max_message",
+                f"a message of {rpc} has {len(content)} bytes",
+                size(policy.max_message),
+                "",
+            )
+        self._total += len(content)
+        if policy.max_total is not None and self._total > policy.max_total:
+            raise exceeded(
+                rpc, "max_total", f"a call of {rpc} brought {self._total} bytes", size(policy.max_total), ""
+            )
+        try:
+            return self._parse(content)
+        except DecodeError as error:
+            raise FormatError(f"a message of {rpc} cannot be read", why="it is not of its type") from error
+
+    async def only(self) -> M:
+        """The one message of a call that does not stream."""
+        try:
+            return await anext(self)
+        except StopAsyncIteration:
+            raise FormatError(f"a call of {self._rpc} came without its message") from None
+
+
+async def idling(rpc: str, policy: Policy, turn: Awaitable[T]) -> T:
+    """Wait for the caller; raises LimitError when it takes longer than the row's idle time."""
+    timer = asyncio.timeout(policy.idle_seconds)
+    try:
+        async with timer:
+            return await turn
+    except TimeoutError:
+        if not timer.expired():
+            raise
+        raise exceeded(
+            rpc,
+            "idle_seconds",
+            f"nothing moved on a call of {rpc}",
+            f"{policy.idle_seconds:g}",
+            "Call again: what was stored is kept",
+        ) from None
+
+
+async def bounded(rpc: str, policy: Policy, work: Awaitable[T]) -> T:
+    """The whole of a streaming call; raises LimitError when it takes longer than the row allows."""
+    timer = asyncio.timeout(policy.max_seconds)
+    try:
+        async with timer:
+            return await work
+    except TimeoutError:
+        if not timer.expired():
+            raise
+        raise exceeded(
+            rpc,
+            "max_seconds",
+            f"a call of {rpc} took too long",
+            f"{policy.max_seconds:g}",
+            "Call again: what was stored is kept",
+        ) from None

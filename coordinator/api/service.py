@@ -9,7 +9,14 @@ import grpc
 from cipherward.coordinator.api.dispatch import Streaming, Unary
 from cipherward.coordinator.api.downloads import Downloads
 from cipherward.coordinator.api.operators import Operators
-from cipherward.coordinator.api.policy import MAX_MESSAGE
+from cipherward.coordinator.api.policy import (
+    HANDSHAKE_SECONDS,
+    MAX_CONNECTIONS,
+    MAX_MESSAGE,
+    MAX_METADATA,
+    MAX_OPEN_CALLS,
+    MAX_STREAMS,
+)
 from cipherward.coordinator.api.posts import Posts
 from cipherward.coordinator.api.quorum_downloads import QuorumDownloads
 from cipherward.coordinator.api.quorum_posts import QuorumPosts
@@ -22,7 +29,7 @@ from cipherward.coordinator.daemon.core import Core
 OPTIONS = (
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 65536),
-    ("grpc.max_receive_message_length", MAX_MESSAGE + 4096),
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", -1),
     ("grpc.so_reuseport", 0),  # a port in use is an error, not shared
     # Sites' watch streams are quiet for long; a dead peer is noticed within a minute.
@@ -30,6 +37,11 @@ OPTIONS = (
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.max_metadata_size", MAX_METADATA),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA),
+    ("grpc.max_concurrent_streams", MAX_STREAMS),
+    ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
+    ("grpc.server_handshake_timeout_ms", 1000 * HANDSHAKE_SECONDS),
 )
 
 
@@ -70,5 +82,5 @@ def implementation(core: Core) -> Mapping[str, Unary | Streaming]:
 
 
 def new_server() -> grpc.aio.Server:
-    """A server with the measured settings."""
-    return grpc.aio.server(options=OPTIONS)
+    """A server with the measured settings, and the policy table's limits on connections."""
+    return grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_OPEN_CALLS)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
 from cipherward.coordinator.daemon.view import StudyView
@@ -16,10 +19,31 @@ class Metrics:
         self._calls = Counter(
             "cipherward_calls", "RPCs by name and outcome", ["rpc", "status"], registry=self._registry
         )
+        self._open = Gauge("cipherward_calls_open", "Calls in progress", ["rpc"], registry=self._registry)
+        self._limited = Counter(
+            "cipherward_calls_limited",
+            "Calls that exceeded a limit of the policy table",
+            ["rpc", "limit"],
+            registry=self._registry,
+        )
         self._bytes = Counter("cipherward_upload_bytes", "Bytes of stored chunks", registry=self._registry)
         self._rounds = Counter("cipherward_rounds", "Rounds by outcome", ["outcome"], registry=self._registry)
         self._sites = Gauge("cipherward_sites_connected", "Open watch streams", registry=self._registry)
         self._studies = Gauge("cipherward_studies_running", "Running studies", registry=self._registry)
+
+    @contextmanager
+    def opened(self, rpc: str) -> Iterator[None]:
+        """A call is open as long as the context lasts."""
+        gauge = self._open.labels(rpc)
+        gauge.inc()
+        try:
+            yield
+        finally:
+            gauge.dec()
+
+    def limited(self, rpc: str, limit: str) -> None:
+        """A call exceeded a limit of the policy table."""
+        self._limited.labels(rpc, limit).inc()
 
     def served(self, rpc: str, status: str) -> None:
         """A call ended."""

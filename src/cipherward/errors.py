@@ -3,6 +3,7 @@
 CipherwardError
 ├── UsageError           a command, file or option is wrong            exit 2
 ├── EnvironmentProblem   disk full, port in use, missing file          exit 3
+│   └── OutageError      a database or object store does not answer   exit 3
 ├── VerificationError    a signature, digest, certificate or proof fails
 │   ├── FormatError      bytes that do not have the agreed structure
 │   ├── IdentityError    who sent this is not who it must be
@@ -56,6 +57,12 @@ class EnvironmentProblem(CipherwardError):
 
     code = "CW-200"
     exit_status = 3
+
+
+class OutageError(EnvironmentProblem):
+    """A service that this machine needs (database, object store) does not answer now; it is tried again."""
+
+    code = "CW-210"
 
 
 class VerificationError(CipherwardError):
@@ -122,6 +129,8 @@ class LimitError(CipherwardError):
     """A limit on size, rate or count is exceeded; the message names the limit."""
 
     code = "CW-600"
+    limit: str = ""
+    """Its name in the coordinator's policy table, where it is one of that table's."""
 
 
 class UnavailableError(CipherwardError):

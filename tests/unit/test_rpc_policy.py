@@ -8,8 +8,9 @@ import pytest
 
 from cipherward.clock import ManualClock
 from cipherward.coordinator.api import dispatch
-from cipherward.coordinator.api.dispatch import SERVICE, Dispatcher
+from cipherward.coordinator.api.dispatch import RPCS, SERVICE, Dispatcher
 from cipherward.coordinator.api.errors import InternalError, status_of
+from cipherward.coordinator.api.health import Health
 from cipherward.coordinator.api.limits import Limits
 from cipherward.coordinator.api.policy import MAX_MESSAGE, POLICIES, Policy
 from cipherward.coordinator.api.service import implementation
@@ -17,12 +18,11 @@ from cipherward.crypto.suites.registry import PACKAGES, suite
 from cipherward.errors import CipherwardError, LimitError, UsageError
 from cipherward.ids import Role
 
-RPCS = {method.name for method in SERVICE.methods}
 NOTHING: Any = None
 
 
 def test_the_table_is_the_service() -> None:
-    assert POLICIES.keys() == RPCS
+    assert POLICIES.keys() == RPCS.keys() >= {method.name for method in SERVICE.methods}
     for policy in POLICIES.values():
         assert policy.roles and policy.roles <= {Role.SITE, Role.OPERATOR}
         assert 0 < policy.max_message <= MAX_MESSAGE <= 16 * 2**20
@@ -30,8 +30,8 @@ def test_the_table_is_the_service() -> None:
 
 
 def test_an_rpc_without_row_or_handler_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    dispatcher = Dispatcher(NOTHING, NOTHING, NOTHING, NOTHING)
-    handlers = dict(implementation(NOTHING))
+    dispatcher = Dispatcher(NOTHING, NOTHING, NOTHING, NOTHING, NOTHING)
+    handlers = {**implementation(NOTHING), **Health(NOTHING, NOTHING).handlers()}
     assert dispatcher.handlers(handlers)
     monkeypatch.setattr(dispatch, "POLICIES", {k: v for k, v in POLICIES.items() if k != "GetSum"})
     with pytest.raises(UsageError, match="GetSum"):
@@ -59,7 +59,7 @@ def test_rates_and_open_calls() -> None:
 
     for _ in range(3):
         once()
-    with pytest.raises(LimitError, match="2 times a second"):
+    with pytest.raises(LimitError, match="per_second of R is 2"):
         once()
     once("b")
     clock.advance(0.5)
