@@ -41,6 +41,36 @@ def root(leaves: Sequence[bytes]) -> Digest:
     return level[0]
 
 
+class Growing:
+    """The root over leaf hashes that come one by one, in memory that grows with the logarithm of their number."""
+
+    __slots__ = ("_peaks", "count")
+
+    def __init__(self) -> None:
+        self._peaks: list[Digest] = []  # roots of perfect trees, each larger than the next
+        self.count = 0
+        """Leaves so far."""
+
+    def add(self, leaf: bytes) -> None:
+        """The next leaf's hash, 32 bytes."""
+        node, count = Digest(bytes(leaf)), self.count
+        while count & 1:
+            node = node_hash(self._peaks.pop(), node)
+            count >>= 1
+        self._peaks.append(node)
+        self.count += 1
+
+    @property
+    def root(self) -> Digest:
+        """As ``root`` gives it."""
+        if not self._peaks:
+            return EMPTY_ROOT
+        *larger, node = self._peaks
+        for peak in reversed(larger):
+            node = node_hash(peak, node)
+        return node
+
+
 class Tree:
     """The tree over leaf hashes, all its levels packed: for many proofs under one root. 64 bytes a leaf."""
 

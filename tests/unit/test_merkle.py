@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,50 @@ VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "merkle_rfc9162.js
 def test_known_roots(size: int) -> None:
     leaves = [merkle.leaf_hash(bytes.fromhex(entry)) for entry in VECTORS["leaves"][:size]]
     assert merkle.root(leaves).hex() == VECTORS["roots"][str(size)]
+
+
+def known(size: int) -> tuple[list[bytes], bytes]:
+    leaves = [merkle.leaf_hash(bytes.fromhex(entry)) for entry in VECTORS["leaves"][:size]]
+    return leaves, bytes.fromhex(VECTORS["roots"][str(size)])
+
+
+@pytest.mark.parametrize("vector", VECTORS["inclusion"], ids=lambda one: f"{one['leaf']} of {one['size']}")
+def test_known_inclusion_proofs(vector: dict[str, Any]) -> None:
+    index, size, path = vector["leaf"], vector["size"], [bytes.fromhex(one) for one in vector["path"]]
+    leaves, root = known(size)
+    assert merkle.prove(leaves, index) == merkle.Tree(leaves).prove(index) == path
+    merkle.verify(leaves[index], index, size, path, root)
+    # What the reference implementation's own tests alter.
+    other = bytes.fromhex("abacaba000000000000000000000000000000000000000000060061e00123456")
+    altered = [
+        (leaves[index], index - 1, size, path, root),
+        (leaves[index], index + 1, size, path, root),
+        (leaves[index], index ^ 2, size, path, root),
+        (leaves[index], index, size * 2, path, root),
+        (leaves[index], index, size // 2, path, root),
+        (b"WrongLeaf", index, size, path, root),
+        (leaves[index], index, size, path, merkle.EMPTY_ROOT),
+        (leaves[index], index, size, path, other),
+        (leaves[index], index, size, path, b""),
+        (leaves[index], index, size, [*path, b""], root),
+        (leaves[index], index, size, [*path, root], root),
+        (leaves[index], index, size, [b"", *path], root),
+        (leaves[index], index, size, [root, *path], root),
+        *((leaves[index], index, size, path[:at] + path[at + 1 :], root) for at in range(len(path))),
+        *(
+            (
+                leaves[index],
+                index,
+                size,
+                [*path[:at], bytes([path[at][0] ^ 8]) + path[at][1:], *path[at + 1 :]],
+                root,
+            )
+            for at in range(len(path))
+        ),
+    ]
+    for probe in altered:
+        with pytest.raises(VerificationError):
+            merkle.verify(*probe)
 
 
 def recursive_root(leaves: list[bytes]) -> bytes:
@@ -40,6 +85,11 @@ def test_proofs_hold_for_their_leaf_only(count: int, data: st.DataObject) -> Non
     tree = merkle.Tree(leaves)
     assert (tree.root, tree.prove(index), tree.count) == (root, path, count)
     assert tree.size <= 64 * count + 320
+    growing = merkle.Growing()
+    for number, leaf in enumerate(leaves):
+        assert growing.root == merkle.root(leaves[:number]) and growing.count == number
+        growing.add(leaf)
+    assert growing.root == root
     with pytest.raises(IndexError):
         tree.prove(count)
     merkle.verify(leaves[index], index, count, path, root)
