@@ -84,6 +84,8 @@ class Service:
         try:
             store = Store(self._settings.database or database_url(folder))
             writer = Writer(store)
+            loop = asyncio.get_running_loop()
+            store.when_lost(lambda: loop.call_soon_threadsafe(stop.set))
             try:
                 blobs = Blobs(self._settings.blobs or blobs_url(folder))
                 studies = Studies(member, store, blobs, writer, self._clock, self._settings.keep_rounds)
@@ -100,6 +102,7 @@ class Service:
                     self._metrics,
                 )
                 await self._serve(core, Sums(studies, store, writer, LocalEngine(blobs)), ready, stop)
+                store.require_own()
             finally:
                 await asyncio.to_thread(writer.close)
         finally:

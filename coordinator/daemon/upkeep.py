@@ -20,6 +20,7 @@ log = structlog.get_logger()
 TICK_SECONDS = 0.25
 FIGURES_SECONDS = 5.0
 STATUS_SECONDS = 2.0
+STORE_SECONDS = 2.0
 
 
 class Upkeep:
@@ -36,6 +37,7 @@ class Upkeep:
             asyncio.create_task(self._every(TICK_SECONDS, self._core.studies.tick)),
             asyncio.create_task(self._every(FIGURES_SECONDS, self._figures)),
             asyncio.create_task(self._every(STATUS_SECONDS, self._status_list)),
+            asyncio.create_task(self._every(STORE_SECONDS, self._core.writer.check)),
         ]
 
     async def _every(self, seconds: float, action: Callable[[], Awaitable[None]]) -> None:

@@ -37,6 +37,13 @@ class Writer:
 
         return await self.run(run)
 
+    async def check(self) -> None:
+        """Whether the database answers, and is still this process's alone; EnvironmentProblem if not.
+
+        An idle service would not find out otherwise that another one has taken over.
+        """
+        await self.transaction(lambda _t: None)
+
     def close(self) -> None:
         """Finish what was submitted, then close the store."""
         self._thread.shutdown(wait=True)

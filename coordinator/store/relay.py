@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, delete, select
+from sqlalchemy import Connection, and_, delete, func, select
 
-from cipherward.coordinator.store.schema import model_requests, relay
+from cipherward.coordinator.store.schema import model_requests, relay, segments
 from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.round_pb2 import RelayItem
 
@@ -85,6 +85,11 @@ class RelayTable:
             Signed.FromString(row.signed),
             row.chunk_set,
         )
+
+    def chunks_of(self, sender: str) -> int:
+        """Chunks of all items that the sender has lying here."""
+        total = select(func.sum(segments.c.count)).join(relay, relay.c.chunk_set == segments.c.chunk_set)
+        return self._connection.execute(total.where(relay.c.sender == sender)).scalar_one() or 0
 
     def drop_models(self, study: str, receiver: str, before_round: int) -> list[str]:
         """Forget models for ``receiver`` that are older; returns their chunk sets."""

@@ -18,6 +18,15 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
+# One row. What belongs to this database elsewhere bears its name.
+identity = Table(
+    "identity",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("name", String(32), nullable=False),
+    Column("generation", Integer, nullable=False),  # coordinator processes that have used it so far
+)
+
 studies = Table(
     "studies",
     metadata,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -37,6 +38,10 @@ from cipherward.proto.v1 import round_pb2, study_pb2
 from cipherward.proto.v1.common_pb2 import ErrorDetail, Signed
 from cipherward.proto.v1.coordinator_pb2_grpc import CoordinatorStub
 from cipherward.proto.v1.identity_pb2 import Revocation
+
+sys.path.insert(0, str(Path(__file__).parent / "kit"))
+
+from kit_postgresql import PrivatePostgresql, private_postgresql
 
 PARAMETERS = 150_000
 SET, BOUND = "seal-4096-48", 4.0
@@ -407,3 +412,19 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PrivatePostgresql]:
+    """A private server; a test that stops it starts it again."""
+    with private_postgresql() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind that is supported."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/coordinator.db"
+    url: str = request.getfixturevalue("postgresql").new_database()
+    return url

@@ -41,13 +41,8 @@ KEY, MODEL = RelayItem.KIND_SHARED_KEY, RelayItem.KIND_MODEL
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/coordinator.db"
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    opened = Store(url)
+def store(database_url: str) -> Iterator[Store]:
+    opened = Store(database_url)
     with opened.transaction() as t:
         t.studies.create(StudyRow("s", STATE, b"t" * 32, "w"))
     yield opened
@@ -64,9 +59,9 @@ def test_the_migrations_make_the_schema(store: Store) -> None:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
 
 
-def test_states_come_back_as_they_were(store: Store, url: str) -> None:
+def test_states_come_back_as_they_were(store: Store, database_url: str) -> None:
     store.close()
-    again = Store(url)
+    again = Store(database_url)
     with again.transaction() as t:
         (row,) = t.studies.all()
         assert row == StudyRow("s", STATE, b"t" * 32, "w")
