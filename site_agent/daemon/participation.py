@@ -6,7 +6,13 @@ import numpy as np
 
 from cipherward.crypto.labels import Label
 from cipherward.crypto.suites.payload import build, refuse_not_finite
-from cipherward.errors import CipherwardError, LateError, UnavailableError, VerificationError
+from cipherward.errors import (
+    CipherwardError,
+    EnvironmentProblem,
+    LateError,
+    UnavailableError,
+    VerificationError,
+)
 from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.round_pb2 import Join
 from cipherward.site_agent.daemon.constants import training_constants
@@ -57,8 +63,8 @@ class Participation:
         try:
             if entry.update_digest is None:
                 self._train(round_number)
-        except (UnavailableError, LateError):
-            raise
+        except (UnavailableError, LateError, EnvironmentProblem):
+            raise  # tried again: a full disk gets room, a missing file comes back
         except CipherwardError as error:
             self._study.journal.write(round_number, skipped=str(error))
             raise

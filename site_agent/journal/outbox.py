@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cipherward.crypto import merkle
 from cipherward.crypto.labels import Label, digest
-from cipherward.durable import explained, fsync_directory, write_secret
+from cipherward.durable import discard, explained, fsync_directory, write_secret
 from cipherward.errors import EnvironmentProblem
 from cipherward.ids import Digest
 from cipherward.site_agent.state.folder import private_folder
@@ -111,7 +111,7 @@ def _put(path: Path, pieces: Iterable[bytes]) -> list[Digest]:
             os.fsync(file.fileno())
     except BaseException:
         # On a full disk the half that was written would leave no room for the journal.
-        path.unlink(missing_ok=True)
+        discard(path)
         raise
     fsync_directory(path.parent)
     return leaves

@@ -8,12 +8,15 @@ import fcntl
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cipherward.errors import EnvironmentProblem
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+
+TEMPORARY = ".tmp"
+"""How names of files end that are being written."""
 
 
 @contextmanager
@@ -38,21 +41,29 @@ def explained(what: str, path: Path | str) -> Iterator[None]:
 
 
 def fsync_directory(path: Path) -> None:
-    """Make a rename or unlink in ``path`` durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    """Make a rename or unlink in ``path`` durable; raises EnvironmentProblem."""
+    with explained("write", path):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def discard(path: Path) -> None:
+    """Remove what a failed write left, as far as the disk still lets us: the write's own error is the one to tell."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def write_file(path: Path, content: bytes, *, mode: int = 0o644, replace: bool = True) -> None:
     """Write by temp file, fsync, rename (or link, if it must not replace), directory fsync.
 
-    Raises EnvironmentProblem; ``path`` then has its old content, or does not exist.
+    Raises EnvironmentProblem; ``path`` then has its old content, or does not exist. Only if nothing but the sync
+    of its folder failed, a replaced ``path`` may have either.
     """
     with explained("write", path):
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY}")
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
         try:
             with os.fdopen(fd, "wb") as file:
@@ -64,11 +75,17 @@ def write_file(path: Path, content: bytes, *, mode: int = 0o644, replace: bool =
                 temporary.replace(path)
             else:
                 os.link(temporary, path)
-                temporary.unlink()
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            discard(temporary)
             raise
-        fsync_directory(path.parent)
+        if not replace:
+            discard(temporary)
+        try:
+            fsync_directory(path.parent)
+        except EnvironmentProblem:
+            if not replace:
+                discard(path)  # it does not exist, as promised: the caller may make another one
+            raise
 
 
 def write_secret(path: Path, content: bytes, *, replace: bool = False) -> None:
