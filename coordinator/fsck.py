@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
-from sqlalchemy import Connection, create_engine
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy import Connection
 
 from cipherward.coordinator.blobs.blobs import Blobs
-from cipherward.coordinator.daemon.folder import DATABASE, blobs_url, database_url
+from cipherward.coordinator.daemon.folder import blobs_url
+from cipherward.coordinator.daemon.inspect import stored_url
 from cipherward.coordinator.daemon.manifests import read_manifest
 from cipherward.coordinator.daemon.studies import rules_of
 from cipherward.coordinator.daemon.view import Version, sum_set, update_set
 from cipherward.coordinator.store.chunks import ChunkSet
-from cipherward.coordinator.store.database import Transaction
+from cipherward.coordinator.store.database import MIGRATIONS, Transaction
 from cipherward.coordinator.store.studies import COMMIT, StudyRow, require_record
 from cipherward.crypto import merkle
 from cipherward.crypto.labels import Label
@@ -25,7 +25,7 @@ from cipherward.crypto.pki.store import Member
 from cipherward.crypto.records import Plan, verify_commit, verify_ending, verify_plan, verify_round_record
 from cipherward.crypto.signing import record_digest
 from cipherward.crypto.transcript import transcript_start
-from cipherward.database import database_problems
+from cipherward.database import database_problems, reading
 from cipherward.errors import CipherwardError, EnvironmentProblem, FormatError
 from cipherward.proto.v1.coordinator_pb2 import RECORD_KIND_CLOSE, RECORD_KIND_PLAN, RECORD_KIND_ROUND
 from cipherward.proto.v1.round_pb2 import CloseRecord
@@ -49,26 +49,9 @@ class Places:
 
 def check(places: Places, member: Member) -> list[str]:
     """Every problem as a line; none if all holds. Raises EnvironmentProblem if the store cannot be opened."""
-    url = places.database
-    if not url:
-        path = places.folder.absolute() / DATABASE
-        if not path.exists():
-            raise EnvironmentProblem(
-                f"{places.folder} has no {DATABASE}", why="no coordinator has run there", fix="Check --dir"
-            )
-        url = database_url(places.folder)
-    engine = create_engine(url)
-    try:
-        with engine.connect() as connection:
-            return list(_problems(connection, Blobs(places.blobs or blobs_url(places.folder)), member))
-    except DatabaseError as error:
-        raise EnvironmentProblem(
-            "the coordinator's database cannot be read",
-            why=str(error.orig).splitlines()[0][:200].lower(),
-            fix="Restore it from a backup, or check its disk",
-        ) from error
-    finally:
-        engine.dispose()
+    url = stored_url(places.folder, places.database)
+    with reading(url, MIGRATIONS, "the coordinator's database cannot be read") as connection:
+        return list(_problems(connection, Blobs(places.blobs or blobs_url(places.folder)), member))
 
 
 def _problems(connection: Connection, blobs: Blobs, member: Member) -> Iterator[str]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import create_engine
-from sqlalchemy.exc import DatabaseError
-
-from cipherward.coordinator.daemon.folder import ADDRESS, DATABASE
+from cipherward.coordinator.daemon.folder import ADDRESS, DATABASE, database_url
 from cipherward.coordinator.rounds.state import State
-from cipherward.coordinator.store.database import Transaction
+from cipherward.coordinator.store.database import MIGRATIONS, Transaction
 from cipherward.coordinator.store.studies import RoundFigures
+from cipherward.database import reading
 from cipherward.errors import EnvironmentProblem
 
 
@@ -25,31 +23,29 @@ class StoredStudy:
     history: list[RoundFigures]
 
 
-def read_studies(folder: Path) -> list[StoredStudy]:
-    """All studies of the coordinator in ``folder``; raises EnvironmentProblem."""
-    path = folder.absolute() / DATABASE
-    if not path.exists():
+def stored_url(folder: Path, database: str = "") -> str:
+    """Where the coordinator in ``folder`` has its database; EnvironmentProblem if none has been there."""
+    if not database and not (folder / DATABASE).exists():
         raise EnvironmentProblem(
             f"{folder} has no {DATABASE}",
             why="no coordinator has run there",
-            fix="Check --dir, or start it with `cipherward coordinator run`",
+            fix="Check --dir, and --database if it has another one; or start it with `cipherward coordinator run`",
         )
-    engine = create_engine(f"sqlite:///file:{path}?mode=ro&uri=true")
-    try:
-        with engine.connect() as connection:
-            t = Transaction.on(connection)
-            return [
-                StoredStudy(
-                    row.study, row.state, len(t.studies.manifests(row.study)), t.studies.history(row.study)
-                )
-                for row in t.studies.all()
-            ]
-    except DatabaseError as error:
-        raise EnvironmentProblem(
-            f"cannot read {path}", why=str(error.orig).lower(), fix="Check the file's owner and its disk"
-        ) from error
-    finally:
-        engine.dispose()
+    return database or database_url(folder)
+
+
+def read_studies(folder: Path, database: str = "") -> list[StoredStudy]:
+    """All studies of the coordinator in ``folder``; raises EnvironmentProblem."""
+    with reading(
+        stored_url(folder, database), MIGRATIONS, "the coordinator's database cannot be read"
+    ) as connection:
+        t = Transaction.on(connection)
+        return [
+            StoredStudy(
+                row.study, row.state, len(t.studies.manifests(row.study)), t.studies.history(row.study)
+            )
+            for row in t.studies.all()
+        ]
 
 
 def read_address(folder: Path) -> str:

@@ -52,7 +52,7 @@ class Store:
         self._unsettled: str | None = None
         self._outage: tuple[float, EnvironmentProblem] | None = None
         self._lost: EnvironmentProblem | None = None
-        self._when_lost: Callable[[], None] = lambda: None
+        self._when_lost: Callable[[], object] = lambda: None
         try:
             self._owner = owner_of(self._engine)
             migrate(self._engine, MIGRATIONS)
@@ -63,7 +63,7 @@ class Store:
             self._engine.dispose()
             raise
 
-    def when_lost(self, action: Callable[[], None]) -> None:
+    def when_lost(self, action: Callable[[], object]) -> None:
         """Call ``action``, in the store's thread, when this process must not go on."""
         self._when_lost = action
 

@@ -80,7 +80,11 @@ def explained(error: DBAPIError, what: str) -> EnvironmentProblem:
             why=reason,
             fix="Check the database, its account and the network. It is tried again by itself",
         )
-    return EnvironmentProblem(what, why=reason, fix="Check the account's rights, and the database's disk")
+    return EnvironmentProblem(
+        what,
+        why=reason,
+        fix="Check its disk and the account's rights there; restore it from a backup if it is damaged",
+    )
 
 
 def _sqlite_session(connection: Any, _record: Any) -> None:

@@ -50,11 +50,12 @@ def run(
 def status(
     folder: Folder,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    database: Annotated[str, typer.Option(help="SQLAlchemy URL.  [default: coordinator.db in DIR]")] = "",
 ) -> None:
     """What the coordinator's store says of its studies. Works whether or not the service runs."""
     from cipherward.coordinator.daemon.inspect import read_address, read_studies
 
-    address, studies = read_address(folder), read_studies(folder)
+    address, studies = read_address(folder), read_studies(folder, database)
     if json:
         shown = [
             {
