@@ -128,6 +128,8 @@ class Operators:
         async for message in messages:
             if message.HasField("order") or message.HasField("manifest"):
                 raise FormatError("a start has one order and one manifest")
+            if not message.weights:
+                raise FormatError("a message of a start is empty")
             received += len(message.weights)
             if received > size:
                 break

@@ -73,6 +73,9 @@ POLICIES: dict[str, Policy] = {
     "Health.Watch": Policy(ANYONE, 1 * KIB, 1, 10, open_calls=2),
 }
 
+MAX_CHUNKS = 1024
+"""Chunks of updates in the answer to one GetUpdateChunks; one of each update in any case."""
+
 CALLER_OPEN_CALLS = 32
 """Of one caller, all RPCs together: what a caller may make the coordinator hold in memory is bounded by it."""
 

@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
 from cipherward.coordinator.api.dispatch import Call
+from cipherward.coordinator.api.limits import exceeded
+from cipherward.coordinator.api.policy import MAX_CHUNKS
 from cipherward.coordinator.api.posting import of_this_round, plan_with, require_quorum
 from cipherward.coordinator.daemon.core import Core
 from cipherward.coordinator.daemon.proven import Proven, ProvenSets, read_all
@@ -18,7 +20,7 @@ from cipherward.coordinator.rounds.state import Phase
 from cipherward.coordinator.store.chunks import Place
 from cipherward.coordinator.store.studies import ANSWER, COMMIT, SUM_CHECK
 from cipherward.crypto.records import Plan
-from cipherward.errors import EnvironmentProblem, FormatError, LimitError, ProtocolError
+from cipherward.errors import EnvironmentProblem, FormatError, ProtocolError
 from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.coordinator_pb2 import (
     AnswerMessage,
@@ -30,8 +32,6 @@ from cipherward.proto.v1.coordinator_pb2 import (
 
 BATCH = 8
 """Shares, answers or checks read ahead for one caller."""
-CHUNKS_A_CALL = 64
-"""Chunk indices in one request; each is answered once for each contributor."""
 
 Request = GetRecordRequest | GetUpdateChunksRequest
 
@@ -78,6 +78,7 @@ class QuorumDownloads:
         """Each chunk asked for, once for each contributor in the order of U, with its proof."""
         view, _ = self._view(call, request, "request for chunks", Phase.UNSEAL)
         version, commits = view.version(request.round), view.state.commits
+        _check_amount(call.rpc, len(request.indices), len(view.state.contributors))
         _check_indices(request.indices, version.params.chunk_count(version.length))
         sets: list[tuple[str, Proven]] = []
         for site in view.state.contributors:
@@ -131,9 +132,19 @@ def _batches(sites: Sequence[str]) -> list[Sequence[str]]:
     return [sites[start : start + BATCH] for start in range(0, len(sites), BATCH)]
 
 
+def _check_amount(rpc: str, indices: int, contributors: int) -> None:
+    """Each index is answered once for each contributor, with proofs from all their trees."""
+    if indices > max(1, MAX_CHUNKS // max(1, contributors)):
+        raise exceeded(
+            rpc,
+            "max_chunks",
+            f"{indices} chunks are asked for, of {contributors} updates each",
+            f"{MAX_CHUNKS} a call, or one of each update",
+            "Ask for fewer at a time",
+        )
+
+
 def _check_indices(indices: Sequence[int], count: int) -> None:
-    if len(indices) > CHUNKS_A_CALL:
-        raise LimitError(f"{len(indices)} chunks are asked for", why=f"the limit is {CHUNKS_A_CALL} a call")
     last = -1
     for index in indices:
         if not last < index < count:

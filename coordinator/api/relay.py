@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections import defaultdict
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import contextmanager
 
 from cipherward.coordinator.api.dispatch import Call
+from cipherward.coordinator.api.limits import exceeded
+from cipherward.coordinator.api.policy import POLICIES, size
 from cipherward.coordinator.api.posting import not_found
 from cipherward.coordinator.blobs.writer import SegmentWriter
 from cipherward.coordinator.daemon.core import Core
@@ -20,7 +24,7 @@ from cipherward.crypto import merkle
 from cipherward.crypto.labels import Label
 from cipherward.crypto.records import StudyTrust, verify_relay
 from cipherward.crypto.signing import verify
-from cipherward.errors import ConflictError, FormatError, IdentityError, LateError, LimitError
+from cipherward.errors import ConflictError, FormatError, IdentityError, LateError
 from cipherward.proto.v1.coordinator_pb2 import (
     GetRelayRequest,
     PostReply,
@@ -32,6 +36,10 @@ from cipherward.proto.v1.round_pb2 import RelayItem
 MAX_KEY_BYTES = 16 * 2**20
 CHUNK_BYTES = 2**20
 _OVERHEAD = 64  # of a chunk's encryption
+TURN_SECONDS = 30.0
+"""After which another site may send the same item too."""
+OTHERS_SECONDS = 120.0
+"""For other sites to send a model, from when the receiver asked."""
 
 
 def newest_model_round(view: StudyView) -> int:
@@ -40,14 +48,49 @@ def newest_model_round(view: StudyView) -> int:
     return state.round if state.running and state.phase is Phase.RELEASE else state.model_round
 
 
+class Turns:
+    """Who may send a model to a site that asks; times are monotonic. A sender that broke off, or whose model the
+    receiver did not want, comes after the others: one site that sends rubbish, or a byte a minute, keeps nobody
+    from getting a model.
+
+    In memory: after a restart, or in another process, such a sender is believed once more.
+    """
+
+    def __init__(self) -> None:
+        self._asked: dict[tuple[str, str], float] = {}
+        self._last: set[tuple[str, str, str]] = set()
+
+    def asked(self, study: str, receiver: str, now: float) -> None:
+        """The receiver wants a model. Asking again changes nothing."""
+        self._asked.setdefault((study, receiver), now)
+
+    def failed(self, study: str, receiver: str, sender: str) -> None:
+        """The sender broke off, or the receiver asks again though it has what the sender sent."""
+        self._last.add((study, receiver, sender))
+
+    def sent(self, study: str, receiver: str) -> None:
+        """A model was stored for the receiver."""
+        self._asked.pop((study, receiver), None)
+
+    def check(self, study: str, receiver: str, sender: str, now: float) -> None:
+        """Raises LateError for one of the last while others may still send."""
+        since = self._asked.get((study, receiver), float("-inf"))
+        if (study, receiver, sender) in self._last and now - since < OTHERS_SECONDS:
+            raise LateError(
+                f"{sender} sent {receiver} no good model before", why="other sites may send theirs first"
+            )
+
+
 class Relay:
     """See the service's definition."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._sending: set[tuple[str, int, str]] = set()
+        # Who is sending an item at this moment, and since when.
+        self._sending: defaultdict[tuple[str, int, str], dict[str, float]] = defaultdict(dict)
         # Models that their receiver has fetched. If it asks again, that one was not good enough.
         self._fetched: set[tuple[str, str, bytes]] = set()
+        self._turns = Turns()
 
     async def put(self, call: Call, messages: AsyncIterator[RelayMessage]) -> PostReply:
         """Store one item: the signed description, then the body."""
@@ -62,17 +105,44 @@ class Relay:
             return self._reply(view)
         if item.kind == RelayItem.KIND_MODEL:
             self._check_wanted(view, item)
+            self._turns.check(view.name, item.receiver, call.name, self._core.clock.monotonic())
+        await self._check_room(call, item)
         key = (view.name, item.kind, item.receiver)
-        if key in self._sending:
-            raise LateError(f"{item.receiver} is being sent this by another site")
-        self._sending.add(key)
-        try:
+        with self._alone(key, call.name):
             name = f"{view.name}/relay/{secrets.token_hex(8)}"
-            segments = await self._body(view, item, messages)
+            try:
+                segments = await self._body(view, item, messages)
+            except BaseException:
+                self._turns.failed(view.name, item.receiver, call.name)
+                raise
             await self._store(call, view, item, first, name, segments)
-        finally:
-            self._sending.discard(key)
         return self._reply(view)
+
+    @contextmanager
+    def _alone(self, key: tuple[str, int, str], sender: str) -> Iterator[None]:
+        """One sender at a time for each item, and the next one if the last to begin takes long."""
+        senders, now = self._sending[key], self._core.clock.monotonic()
+        if sender in senders or (senders and now - max(senders.values()) < TURN_SECONDS):
+            raise LateError(f"{key[2]} is being sent this by another site")
+        senders[sender] = now
+        try:
+            yield
+        finally:
+            del senders[sender]
+            if not senders:
+                self._sending.pop(key, None)
+
+    async def _check_room(self, call: Call, item: RelayItem) -> None:
+        limit = POLICIES[call.rpc].max_stored
+        held = await self._core.writer.transaction(lambda t: t.relay.chunks_of(call.name))
+        if limit is not None and (held + item.chunk_count) * (CHUNK_BYTES + _OVERHEAD) > limit:
+            raise exceeded(
+                call.rpc,
+                "max_stored",
+                f"{call.name} has {held} chunks lying here for other sites",
+                f"{size(limit)}, a chunk counted as {size(CHUNK_BYTES)}",
+                "Wait until the study has gone on",
+            )
 
     def _verified(self, call: Call, view: StudyView, first: RelayMessage) -> RelayItem:
         if first.item.signer != str(call.peer.identity):
@@ -84,9 +154,12 @@ class Relay:
         if item.kind == RelayItem.KIND_MODEL:
             limit = 4 * trust.manifest.parameter_count
         if item.content_length > limit or item.chunk_count > item.content_length // CHUNK_BYTES + 1:
-            raise LimitError(
+            raise exceeded(
+                call.rpc,
+                "item_bytes",
                 f"a relayed item of {item.content_length} bytes in {item.chunk_count} chunks is refused",
-                why=f"the limit is {limit} bytes, in chunks of {CHUNK_BYTES}",
+                f"{limit} in this study, in chunks of {CHUNK_BYTES}",
+                "",
             )
         return item
 
@@ -154,6 +227,8 @@ class Relay:
         replaced: list[str] = []
 
         def also(t: Transaction) -> None:
+            if item.kind == RelayItem.KIND_MODEL and item.receiver not in t.relay.requests(view.name):
+                raise LateError(f"{item.receiver} wants no model any more", why="another site has sent it")
             row = RelayRow(
                 view.name,
                 item.kind,
@@ -183,6 +258,7 @@ class Relay:
         except BaseException:
             await asyncio.to_thread(self._core.blobs.delete, [segment.blob for segment in segments])
             raise
+        self._turns.sent(view.name, item.receiver)
         await asyncio.to_thread(self._core.blobs.delete, replaced)
 
     async def get(self, call: Call, request: GetRelayRequest) -> AsyncGenerator[RelayMessage, None]:
@@ -223,11 +299,14 @@ class Relay:
         def also(t: Transaction) -> None:
             row = t.relay.find(view.name, RelayItem.KIND_MODEL, call.name)
             waiting = row is not None and row.round == newest
-            if waiting and row and (view.name, call.name, row.signed.signature) not in self._fetched:
-                return
+            if waiting and row:
+                if (view.name, call.name, row.signed.signature) not in self._fetched:
+                    return
+                self._turns.failed(view.name, call.name, row.sender)
             t.relay.request_model(view.name, call.name, request.round)
 
         if newest > 0:
+            self._turns.asked(view.name, call.name, self._core.clock.monotonic())
             await self._core.studies.apply(view.name, Ticked(), also)
         return self._reply(view)
 

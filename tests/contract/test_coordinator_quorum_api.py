@@ -471,7 +471,7 @@ async def test_sum_checks_and_chunks_are_for_members_of_a_closed_round(world: An
             ((count,), FormatError),
             ((1, 0), FormatError),
             ((0, 0), FormatError),
-            (range(65), LimitError),
+            (range(1025), LimitError),
         ):
             async with world.refused(kind):
                 await anna.update_chunks(1, *indices)
