@@ -24,6 +24,14 @@ def _private_bytes(pid: int) -> int:
     return 0
 
 
+def peak_bytes(pid: int) -> int:
+    """The most memory that a process has had resident since its start, shared pages included."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
 def tree_bytes(pid: int) -> int:
     """Private memory of a process and everything below it."""
     total = 0

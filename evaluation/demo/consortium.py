@@ -11,8 +11,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cipherward.crypto.labels import Label
 from cipherward.crypto.manifest import build_manifest
@@ -25,6 +27,7 @@ from cipherward.crypto.study_file import StudyFile
 from cipherward.crypto.transcript import model_digest
 from cipherward.durable import read_file, write_file
 from cipherward.ids import Identity, Role
+from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.study_pb2 import Manifest
 from cipherward.site_agent.tasks.registry import task_digest
 from cipherward.site_agent.training.client import TaskRef, Trainer
@@ -65,7 +68,7 @@ class DemoConsortium:
     def add_site(self, site: DemoSite, task: str, suite: str, *, dp: bool = True) -> None:
         """Keys, credential and policy of one hospital."""
         folder = self.site_folder(site.name)
-        self._member(folder, Role.SITE, site.name)
+        self.enrol(site.name)
         ceiling = f"{site.epsilon_ceiling}" if dp else "inf"
         write_file(
             folder / "policy.toml",
@@ -88,6 +91,10 @@ max_lost_reservations = 5
             mode=0o600,
         )
 
+    def enrol(self, name: str) -> None:
+        """Keys and credential of one hospital."""
+        self._member(self.site_folder(name), Role.SITE, name)
+
     def _member(self, folder: Path, role: Role, name: str, hosts: Sequence[str] = ()) -> None:
         now = time.time()
         request = create_member(
@@ -106,6 +113,14 @@ max_lost_reservations = 5
         digest = task_digest(study.task.name)
         weights = trainer.initial_weights(TaskRef(study.task.name, digest), seed)
         write_file(self.weights, np.ascontiguousarray(weights, dtype="<f4").tobytes())
+        signed, manifest = self.sign(study, weights, digest)
+        write_file(self.manifest, armour_signed(Kind.MANIFEST, signed))
+        return manifest
+
+    def sign(
+        self, study: StudyFile, weights: NDArray[np.floating[Any]], code_digest: bytes
+    ) -> tuple[Signed, Manifest]:
+        """A manifest over all approved sites, for a model that begins with ``weights``."""
         now = time.time()
         manifest = build_manifest(
             study,
@@ -113,12 +128,10 @@ max_lost_reservations = 5
             sites=[self._admin.credential(who, now) for who in self._admin.members(Role.SITE, now)],
             coordinator=self._admin.credential(Identity.make(NAME, Role.COORDINATOR, COORDINATOR), now),
             revocations=self._admin.status(),
-            task_code_digest=digest,
+            task_code_digest=code_digest,
             initial_weights_digest=model_digest(weights),
             parameter_count=weights.size,
             previous=None,
             now=now,
         )
-        signed = self._root.sign(Label.MANIFEST, manifest)
-        write_file(self.manifest, armour_signed(Kind.MANIFEST, signed))
-        return manifest
+        return self._root.sign(Label.MANIFEST, manifest), manifest

@@ -68,3 +68,38 @@ def round_(
     with Table("a round, training excluded") as table:
         run(parameters, sites, rounds, table.add)
     _finish(table.records, json)
+
+
+@app.command(epilog="Example: cipherward bench coordinator --figure ingest --json coordinator.json")
+def coordinator(
+    figure: Annotated[
+        list[str] | None,
+        typer.Option(help="ingest, round or restart; repeat for several.  [default: all]"),
+    ] = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(help="quorum or shared-key; repeat for several.  [default: quorum; rounds in both]"),
+    ] = None,
+    sites: Annotated[
+        int | None, typer.Option(min=3, max=1000, help="In place of each figure's own number.")
+    ] = None,
+    parameters: Annotated[
+        int | None, typer.Option(min=100, help="Model size in place of each figure's own.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Of ingest and restart; the median counts.")] = 5,
+    clients: Annotated[int, typer.Option(min=1, max=8, help="Client processes that hold the sites.")] = 4,
+    json: Json = None,
+) -> None:
+    """A coordinator under load, over mutual TLS, every sum compared with the right one.
+
+    ingest: 200 uploads of 1 M parameters at once, beside a bare gRPC stream and a bare disk in the same run.
+    round: 100 sites through a quorum round, 1,000 through a shared-key round. restart: kill -9 in the middle of a
+    round of 1,000 sites. Sites and coordinator share this
+    machine.
+    """
+    from cipherward.evaluation.bench.coordinator.run import Figure, run
+    from cipherward.evaluation.bench.table import Table
+
+    with Table("a coordinator under load") as table:
+        run(figure or list(Figure), suite, sites, parameters, repeats, clients, table.add, table.note)
+    _finish(table.records, json)
