@@ -6,15 +6,13 @@ to say, since sites check the same again.
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cipherward.durable import read_file
 from cipherward.errors import UsageError
-
-MAX_BYTES = 2**20
+from cipherward.settings_text import MAX_BYTES, parse_toml
 
 
 class _Section(BaseModel):
@@ -136,9 +134,7 @@ class StudyFile(_Section):
     def parse(cls, text: str, where: str = "study.toml") -> StudyFile:
         """From TOML; raises UsageError that names the first wrong line or key."""
         try:
-            return cls.model_validate(tomllib.loads(text))
-        except tomllib.TOMLDecodeError as error:
-            raise UsageError(f"{where} is not valid TOML", why=str(error)) from error
+            return cls.model_validate(parse_toml(text.encode(), where))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = ".".join(str(part) for part in first["loc"])

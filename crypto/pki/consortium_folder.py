@@ -8,6 +8,7 @@ members install, a file each.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from cipherward.ids import Identity, Role
 from cipherward.proto.v1.identity_pb2 import Revocation
 
 ROOT_KEY, INDEX, CREDENTIALS = "root.key", "issued.json", "credentials"
+_FILE = re.compile(r"[a-z0-9-]{1,200}\.pem\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,24 @@ class Issued:
     expires_at: int
     fingerprint: str
     file: str
+
+
+def _line(**fields: object) -> Issued:
+    """A line as it was written; raises TypeError or ValueError for any other."""
+    kinds = {
+        "identity": str,
+        "serial": int,
+        "issued_at": int,
+        "expires_at": int,
+        "fingerprint": str,
+        "file": str,
+    }
+    line = Issued(**fields)  # type: ignore[arg-type]  # checked next
+    if any(type(fields[name]) is not kind for name, kind in kinds.items()):
+        raise TypeError("a line has a value of the wrong type")
+    if _FILE.match(line.file) is None:
+        raise ValueError("a line names a file outside the folder")
+    return line
 
 
 def create_consortium(folder: Path, name: str, passphrase: str, now: float) -> Anchor:
@@ -89,8 +109,8 @@ class ConsortiumFolder:
     def issued(self) -> list[Issued]:
         """The index, oldest first; raises FormatError."""
         try:
-            return [Issued(**line) for line in json.loads(read_file(self._folder / INDEX))]
-        except (ValueError, TypeError) as error:
+            return [_line(**line) for line in json.loads(read_file(self._folder / INDEX))]
+        except (ValueError, TypeError, RecursionError) as error:
             raise FormatError(
                 f"{self._folder / INDEX} is damaged", why=str(error), fix="Restore the folder from a backup"
             ) from error

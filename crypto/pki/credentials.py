@@ -81,7 +81,7 @@ def read_credential(signed: Signed, anchor: Anchor) -> Credential:
         signing_key=record.signing_key,
         sealing_key=record.sealing_key,
         certificate=certificate,
-        tls_key_digest=tls.key_digest(certificate.public_key()),
+        tls_key_digest=tls.certificate_key_digest(certificate),
         serial=record.serial,
         issued_at=record.issued_at,
         expires_at=record.expires_at,

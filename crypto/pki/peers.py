@@ -76,8 +76,8 @@ class PeerVerifier:
                 raise IdentityError(
                     f"{identity} is of another consortium", why=f"this is {anchor.consortium}"
                 )
-            public = certificate.public_key()
-            return Peer(identity, certificate.serial_number, tls.key_digest(public), certificate)
+            digest = tls.certificate_key_digest(certificate)
+            return Peer(identity, certificate.serial_number, digest, certificate)
 
         self._read = read
 

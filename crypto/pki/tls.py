@@ -42,6 +42,7 @@ _X509_ERRORS = (
     UnsupportedAlgorithm,
     x509.DuplicateExtension,
     x509.ExtensionNotFound,
+    x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
 )
 """All that the library raises on bytes that are not a certificate of ours."""
@@ -80,6 +81,15 @@ def key_digest(public: object) -> Digest:
     return Digest(
         hashlib.sha256(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
     )
+
+
+def certificate_key_digest(certificate: x509.Certificate) -> Digest:
+    """``key_digest`` of the certificate's key; raises FormatError, also for a key that the library cannot read."""
+    try:
+        public = certificate.public_key()
+    except _X509_ERRORS as error:
+        raise FormatError("a certificate's key cannot be read", why="it must be a P-256 key") from error
+    return key_digest(public)
 
 
 def check_hosts(hosts: Sequence[str]) -> list[x509.GeneralName]:
@@ -227,7 +237,7 @@ def load_certificate(der: bytes) -> x509.Certificate:
         raise FormatError(f"a certificate has {len(der)} bytes", why=f"the limit is {MAX_DER_BYTES}")
     try:
         return x509.load_der_x509_certificate(der)
-    except ValueError as error:
+    except _X509_ERRORS as error:
         raise FormatError("a certificate cannot be read", why="it is not X.509 DER") from error
 
 
@@ -237,7 +247,7 @@ def load_certificate_pem(pem: bytes) -> x509.Certificate:
         raise FormatError(f"a certificate has {len(pem)} bytes", why=f"the limit is {2 * MAX_DER_BYTES}")
     try:
         return x509.load_pem_x509_certificate(pem)
-    except ValueError as error:
+    except _X509_ERRORS as error:
         raise FormatError("a certificate cannot be read", why="it is not X.509 PEM") from error
 
 

@@ -28,6 +28,8 @@ _PLAINTEXT = struct.Struct("<32sQd")
 _COUNT = struct.Struct("<Q")
 _ARRAY_BYTES = _HEADER.size + _COUNT.size
 _GENERATOR = struct.Struct(f"<B{SEED_BYTES}s")
+_MOST_WINDOW = 2**27
+"""Memory that a frame may ask for to be decompressed; SEAL's levels ask for less."""
 
 Words = NDArray[np.uint64]
 
@@ -65,8 +67,13 @@ class SealFormat:
             raise _wrong("header")
         body = file[_HEADER.size :]
         if compression == _ZSTD:
+            # Not ``decompress``: that believes the frame's own word for its size, and allocates it.
             try:
-                body = zstandard.ZstdDecompressor().decompress(body, max_output_size=size)
+                body = (
+                    zstandard.ZstdDecompressor(max_window_size=_MOST_WINDOW)
+                    .stream_reader(body)
+                    .read(size + 1)
+                )
             except zstandard.ZstdError as error:
                 raise _wrong("compressed content") from error
         elif compression != _NONE:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +22,7 @@ from cipherward.crypto.suites.registry import PACKAGES
 from cipherward.durable import read_file
 from cipherward.errors import FormatError, PolicyError, UsageError
 from cipherward.ids import check_name
+from cipherward.settings_text import MAX_BYTES, parse_toml
 from cipherward.site_agent.ledger.accounting import MIN_DELTA
 
 INSTALLED = "installed"
@@ -98,11 +98,9 @@ class Policy(BaseModel):
 
 def load(path: Path) -> Policy:
     """Read policy.toml. Raises EnvironmentProblem if unreadable, UsageError naming all that is wrong."""
-    content = read_file(path, limit=2**20)
+    content = read_file(path, limit=MAX_BYTES)
     try:
-        return Policy.model_validate(tomllib.loads(content.decode()))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML", why=str(error), fix="Correct it there") from error
+        return Policy.model_validate(parse_toml(content, str(path)))
     except ValidationError as error:
         wrong = "; ".join(_line(tuple(item["loc"]), item["msg"]) for item in error.errors())
         raise UsageError(

@@ -264,8 +264,11 @@ def _spawn(command: Sequence[str], environment: Mapping[str, str]) -> subprocess
 
 def _refusal(body: bytes) -> CipherwardError:
     try:
-        return from_wire(WireError(**json.loads(body)))
-    except (ValueError, TypeError) as error:
+        parts = json.loads(body)
+        if not all(isinstance(text, str) for text in parts.values()):
+            raise TypeError
+        return from_wire(WireError(**parts))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise _Broken("its error could not be read") from error
 
 
