@@ -93,7 +93,19 @@ def _sqlite_session(connection: Any, _record: Any) -> None:
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
-    connection.isolation_level = None  # no implicit BEGIN
+
+
+def _begin_with(engine: Engine, statement: str) -> None:
+    """Begin SQLite transactions so, in place of the driver's own way: it begins only where something is written."""
+
+    def connected(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+
+    def begun(connection: Connection) -> None:
+        connection.exec_driver_sql(statement)
+
+    event.listen(engine, "connect", connected)
+    event.listen(engine, "begin", begun)
 
 
 def _postgresql_session(connection: Any, _record: Any) -> None:
@@ -151,11 +163,7 @@ def make_engine(url: str) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         engine = _new_engine(parsed)
         event.listen(engine, "connect", _sqlite_session)
-
-        @event.listens_for(engine, "begin")
-        def _begin_immediate(connection: Connection) -> None:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-
+        _begin_with(engine, "BEGIN IMMEDIATE")
     else:
         engine = _new_engine(
             parsed,
@@ -225,6 +233,7 @@ def reading(url: str, migrations: Path, what: str) -> Iterator[Connection]:
         engine = _new_engine(
             parsed.set(database=place).update_query_dict({"mode": "ro", "uri": "true"}), poolclass=NullPool
         )
+        _begin_with(engine, "BEGIN")
     else:
         engine = _new_engine(parsed, poolclass=NullPool, connect_args=_client_side(parsed)).execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True

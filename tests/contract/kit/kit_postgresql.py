@@ -11,8 +11,11 @@ import itertools
 import os
 import pwd
 import shutil
+import socket
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +39,11 @@ def account() -> str | None:
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name).pw_name
     raise LookupError("no account to run PostgreSQL as")
+
+
+def name_of(url: str) -> str:
+    """The database's name."""
+    return url.partition("?")[0].rpartition("/")[2]
 
 
 class PrivatePostgresql:
@@ -93,6 +101,20 @@ class PrivatePostgresql:
         )
         return done.stdout.strip()
 
+    def set(self, setting: str, value: str) -> None:
+        """Change the server's configuration, and wait until it has."""
+        self.psql(f"ALTER SYSTEM SET {setting} = {value}")
+        self._control("reload")
+        deadline = time.monotonic() + 10
+        while self.psql(f"SHOW {setting}") != value:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def end_sessions(self, url: str) -> None:
+        """End all sessions on that database, and wait until they have."""
+        sessions = f"FROM pg_stat_activity WHERE datname = '{name_of(url)}'"
+        self.psql(f"SELECT pg_terminate_backend(pid, 10000) {sessions}")
+
     def new_database(self) -> str:
         """The URL of an empty database."""
         name = f"test{next(self._numbers)}"
@@ -119,3 +141,70 @@ def private_postgresql() -> Iterator[PrivatePostgresql]:
             server.stop("immediate")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+class Proxy:
+    """Between a coordinator and its server, on a Unix socket of its own: loses what it is told to lose."""
+
+    def __init__(self, server: PrivatePostgresql) -> None:
+        self._server, self.folder = server, Path(tempfile.mkdtemp(prefix="cw-px-"))
+        self._listening = socket.socket(socket.AF_UNIX)
+        self._listening.bind(str(self.folder / ".s.PGSQL.5432"))
+        self._listening.listen()
+        self._lock = threading.Lock()
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self.reachable = True
+        self.lose_commit = self.lose_answer = self._half_open = False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def url(self, url: str) -> str:
+        """The same database, through here."""
+        return url.replace(str(self._server.folder), str(self.folder))
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listening.accept()
+            except OSError:
+                return
+            if not self.reachable:
+                client.close()
+                continue
+            server = socket.socket(socket.AF_UNIX)
+            server.connect(str(self._server.folder / ".s.PGSQL.5432"))
+            with self._lock:
+                self._pairs.append((client, server))
+            for source, sink in ((client, server), (server, client)):
+                threading.Thread(
+                    target=self._pump, args=(source, sink, source is client), daemon=True
+                ).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, outward: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if outward and self.lose_commit and b"COMMIT" in data:
+                    break
+                if not outward and self.lose_answer and b"COMMIT\0" in data:
+                    break  # the tag of the server's answer: it is done
+                sink.sendall(data)
+        if not (outward and self._half_open):
+            for end in (source, sink):
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        """The client's connections end; the server does not hear of it, as when a router forgets them."""
+        self._half_open = True
+        with self._lock:
+            for client, _server in self._pairs:
+                with contextlib.suppress(OSError):
+                    client.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """No more."""
+        self._listening.close()
+        with self._lock:
+            for pair in self._pairs:
+                for end in pair:
+                    end.close()
+        shutil.rmtree(self.folder)
