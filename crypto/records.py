@@ -304,13 +304,16 @@ class Aborted:
     """After it."""
 
 
+Ending = Closed | Aborted
+
+
 def verify_ending(
     signed: Signed,
     trust: StudyTrust,
     round_number: int,
     previous_transcript: bytes,
     plan: Callable[[], Plan],
-) -> Closed | Aborted:
+) -> Ending:
     """The record that ended the round, close or abort, next after ``previous_transcript``.
 
     ``plan`` gives the round's verified plan; it is called for a close record only: a round may be aborted

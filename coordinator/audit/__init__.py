@@ -1,0 +1,1 @@
+"""``audit``: what the coordinator's store and blobs prove, read by somebody who need not trust the coordinator."""

@@ -1,0 +1,117 @@
+"""How ``cipherward audit`` shows what it found, and how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+
+from cipherward.coordinator.audit.verify import Progress as Report
+from cipherward.crypto.audit import StudyAudit
+from cipherward.crypto.pki.anchor import Anchor
+from cipherward.crypto.pki.fingerprint import show
+
+
+@contextmanager
+def progress_bar(*, shown: bool) -> Iterator[Report]:
+    """A line on standard error that is kept up to date, if that is a terminal."""
+    console = Console(stderr=True)
+    if not (shown and console.is_terminal):
+        yield lambda _study, _number, _done, _everything: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        tasks: dict[tuple[str, int], TaskID] = {}
+
+        def report(study: str, number: int, done: int, everything: int) -> None:
+            if (study, number) not in tasks:
+                for task in tasks.values():
+                    progress.remove_task(task)
+                tasks.clear()
+                tasks[study, number] = progress.add_task(f"{study}, round {number}", total=everything)
+            progress.update(tasks[study, number], completed=done)
+
+        yield report
+
+
+def numbers(rounds: Sequence[int]) -> str:
+    """``1 to 3, 5``"""
+    runs: list[list[int]] = []
+    for number in rounds:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join(" to ".join(map(str, run)) for run in runs)
+
+
+def _rounds(rounds: Sequence[int]) -> str:
+    return f"round{'s' * (len(rounds) != 1)} {numbers(rounds)}"
+
+
+def to_json(audit: StudyAudit) -> dict[str, Any]:
+    """Plain values."""
+    finding = audit.finding
+    return {
+        "study": audit.study,
+        "right": finding is None,
+        "wrong": None
+        if finding is None
+        else {
+            "what": finding.what,
+            "round": finding.round or None,
+            "site": finding.site or None,
+            "chunk": finding.chunk,
+        },
+        "suite": audit.suite,
+        "manifest_versions": audit.versions,
+        "closed_rounds": audit.closed,
+        "aborted_rounds": audit.aborted,
+        "round_in_progress": audit.in_progress or None,
+        "joins": audit.joins,
+        "commits": audit.commits,
+        "model_reports": audit.reports,
+        "transcript_round": audit.ended,
+        "transcript": audit.transcript.hex(),
+        "sums_added_up": audit.added,
+        "sums_not_added_up": [
+            {"rounds": rounds, "reason": reason} for reason, rounds in audit.not_added.items()
+        ],
+        "left_out": [{"round": number, "site": site} for number, site in audit.left_out],
+    }
+
+
+def print_audits(audits: Sequence[StudyAudit], anchor: Anchor, *, compared: bool) -> None:
+    """For people: what is right, what could not be checked, and last what is wrong."""
+    typer.echo(f"consortium {anchor.consortium}, anchor {show(anchor.fingerprint)}")
+    if not compared:
+        typer.echo(
+            "not checked: that this is the right anchor; compare its fingerprint, or give --fingerprint"
+        )
+    for audit in audits:
+        _print(audit)
+    if not audits:
+        typer.echo("no studies")
+
+
+def _print(audit: StudyAudit) -> None:
+    going = f", round {audit.in_progress} in progress" if audit.in_progress else ""
+    typer.echo(f"{audit.study} ({audit.suite}): {audit.closed} rounds closed, {audit.aborted} aborted{going}")
+    if audit.finding is not None:
+        typer.echo(f"  WRONG: {audit.finding}")
+        typer.echo("  not checked: what comes after that. Right until there:")
+    typer.echo(
+        f"  signatures and chain: {audit.versions} manifest versions, {audit.joins} joins, "
+        f"{audit.commits} commits, {audit.reports} model reports"
+    )
+    if audit.added:
+        typer.echo(f"  sums added up again: {_rounds(audit.added)}")
+    for reason, rounds in audit.not_added.items():
+        typer.echo(f"  not checked: the sum of {_rounds(rounds)}; {reason}")
+    for number, site in audit.left_out:
+        typer.echo(f"  left out of the sum of round {number}: {site}, which had committed")
+    typer.echo(f"  transcript after round {audit.ended}: {audit.transcript.hex()}")
