@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
 
 import structlog
 
@@ -13,8 +15,10 @@ from cipherward.coordinator.daemon.core import Core
 from cipherward.coordinator.store.chunks import Segment
 from cipherward.coordinator.store.database import Transaction
 from cipherward.errors import CipherwardError
+from cipherward.monitoring import CHECK_SECONDS
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 LEAST_FREE_BYTES = 64 * 2**20
 """On the disk of the coordinator's folder: below it the service is not ready, though nothing has failed yet."""
@@ -32,6 +36,7 @@ class Readiness:
         self._serving = False
         self._looked_at = float("-inf")
         self._looking = asyncio.Lock()
+        self._loop = asyncio.get_running_loop()
         self.found: dict[str, str] = dict.fromkeys(CHECKS, "not looked at yet")
         self.changed = asyncio.Event()
         """Set, and made anew, whenever ``ready`` changes."""
@@ -58,6 +63,18 @@ class Readiness:
                 if self.ready != before:
                     self._tell()
         return self.found
+
+    def alive(self) -> dict[str, str]:
+        """Whether the event loop turns and the store's thread answers. From another thread; raises TimeoutError."""
+        self._wait(self._core.writer.run(lambda: None))
+        return {"event loop": "", "store thread": ""}
+
+    def look_from_outside(self) -> dict[str, str]:
+        """``look`` from another thread; raises TimeoutError."""
+        return self._wait(self.look())
+
+    def _wait(self, answer: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(answer, self._loop).result(CHECK_SECONDS)
 
     def _tell(self) -> None:
         if self.ready:

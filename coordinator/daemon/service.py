@@ -41,6 +41,7 @@ from cipherward.crypto.pki.store import load_member
 from cipherward.durable import FolderLock
 from cipherward.errors import EnvironmentProblem, UsageError
 from cipherward.ids import Role
+from cipherward.monitoring import Monitoring
 
 log = structlog.get_logger()
 
@@ -51,7 +52,7 @@ _M_ARENA_MAX = -8
 
 @dataclass(frozen=True)
 class Settings:
-    """How to run. ``listen`` is HOST:PORT, port 0 for any; the URLs default to the folder."""
+    """How to run. ``listen`` is HOST:PORT, port 0 for any, also of ``metrics_port``; the URLs default to the folder."""
 
     folder: Path
     listen: str
@@ -118,11 +119,11 @@ class Service:
             dispatcher.handlers({**implementation(core), **health.handlers()}),
         )
         port = _bind(server, self._settings.listen, core.member.server_credentials())
-        if self._settings.metrics_port is not None:
-            log.info("metrics", port=self._metrics.serve(self._settings.metrics_port))
         await core.studies.load()
-        upkeep = Upkeep(core, self._settings.folder)
-        tasks = upkeep.start()
+        for view in core.studies.views:
+            self._metrics.moved(None, view)
+        monitoring = self._monitoring(readiness)
+        tasks = Upkeep(core, self._settings.folder, readiness).start()
         try:
             await server.start()
             await readiness.serve(serving=True)
@@ -142,7 +143,17 @@ class Service:
             await asyncio.gather(*tasks, return_exceptions=True)
             await sums.stop()
             await _quietly(core.traffic.flush)
+            if monitoring is not None:
+                await asyncio.to_thread(monitoring.close)
             log.info("stopped")
+
+    def _monitoring(self, readiness: Readiness) -> Monitoring | None:
+        port = self._settings.metrics_port
+        if port is None:
+            return None
+        served = Monitoring(port, self._metrics.registry, readiness.alive, readiness.look_from_outside)
+        log.info("monitoring", port=served.port)
+        return served
 
 
 async def _quietly(action: Callable[[], Awaitable[None]]) -> None:

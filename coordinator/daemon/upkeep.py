@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 
 from cipherward.coordinator.daemon.core import Core
+from cipherward.coordinator.daemon.readiness import Readiness, free_bytes
 from cipherward.coordinator.rounds.events import SitesRevoked
 from cipherward.crypto.pki.armour import Kind, unarmour_signed
 from cipherward.crypto.pki.member_files import STATUS_LIST
@@ -20,14 +21,15 @@ log = structlog.get_logger()
 TICK_SECONDS = 0.25
 FIGURES_SECONDS = 5.0
 STATUS_SECONDS = 2.0
+READY_SECONDS = 10.0
 STORE_SECONDS = 2.0
 
 
 class Upkeep:
     """Periodic tasks. One that fails is logged and tried again at its next turn."""
 
-    def __init__(self, core: Core, folder: Path) -> None:
-        self._core = core
+    def __init__(self, core: Core, folder: Path, readiness: Readiness) -> None:
+        self._core, self._folder, self._readiness = core, folder, readiness
         self._status_file = folder / STATUS_LIST
         self._status_seen = b""
 
@@ -37,10 +39,11 @@ class Upkeep:
             asyncio.create_task(self._every(TICK_SECONDS, self._core.studies.tick)),
             asyncio.create_task(self._every(FIGURES_SECONDS, self._figures)),
             asyncio.create_task(self._every(STATUS_SECONDS, self._status_list)),
+            asyncio.create_task(self._every(READY_SECONDS, self._readiness.look)),
             asyncio.create_task(self._every(STORE_SECONDS, self._core.writer.check)),
         ]
 
-    async def _every(self, seconds: float, action: Callable[[], Awaitable[None]]) -> None:
+    async def _every(self, seconds: float, action: Callable[[], Awaitable[object]]) -> None:
         while True:
             try:
                 await action()
@@ -54,6 +57,14 @@ class Upkeep:
         core = self._core
         running = sum(view.state.running for view in core.studies.views)
         core.metrics.standing(core.presence.connected, running)
+        began = core.clock.monotonic()
+        await core.writer.run(lambda: None)
+        core.metrics.machine(
+            store_wait=core.clock.monotonic() - began,
+            free=await asyncio.to_thread(free_bytes, self._folder),
+            days=core.member.days_left(core.clock.now()),
+            ready=self._readiness.ready,
+        )
         await core.traffic.flush()
 
     async def _status_list(self) -> None:

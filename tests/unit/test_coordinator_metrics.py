@@ -11,7 +11,7 @@ from cipherward.coordinator.rounds.state import Life, Phase, State
 
 
 def view(state: State) -> Any:
-    return SimpleNamespace(state=state)
+    return SimpleNamespace(state=state, name="trial", current=SimpleNamespace(length=1000))
 
 
 def test_rounds_by_outcome() -> None:
@@ -24,6 +24,6 @@ def test_rounds_by_outcome() -> None:
     metrics.moved(view(second), view(replace(second, round=3)))  # aborted
     last = replace(second, round=3, phase=Phase.RELEASE)
     metrics.moved(view(last), view(replace(last, life=Life.FINISHED, model_round=3)))
-    text = generate_latest(metrics._registry).decode()
+    text = generate_latest(metrics.registry).decode()
     assert 'cipherward_rounds_total{outcome="released"} 2.0' in text
     assert 'cipherward_rounds_total{outcome="aborted"} 1.0' in text
