@@ -35,6 +35,7 @@ from cipherward.site_agent.tasks.registry import task_digest
 from cipherward.site_agent.training.client import Trainer
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "kit"))
 PASSPHRASE = "correct horse battery"
 PARAMETERS = 23
 POLICY = """
@@ -226,17 +227,17 @@ class Consortium:
             [sys.executable, str(HERE / script), *arguments],
             stdout=log,
             stderr=log,
-            env={**os.environ, "MALLOC_ARENA_MAX": "1", **environment},
+            env={**os.environ, "MALLOC_ARENA_MAX": "1", "HURRY": "1", **environment},
         )
         log.close()
         self.processes[name] = process
         return process
 
-    def start_coordinator(self):
-        return self._start("hub", "run_coordinator.py", str(self.folder / "hub"), self.address)
+    def start_coordinator(self, **environment):
+        return self._start("hub", "run_coordinator.py", str(self.folder / "hub"), self.address, **environment)
 
-    def start_site(self, name, *, own_trainer=False, once=True, **environment):
-        arguments = [str(self.folder / name), self.address]
+    def start_site(self, name, *, own_trainer=False, once=True, address="", **environment):
+        arguments = [str(self.folder / name), address or self.address]
         if not own_trainer:
             arguments.append(str(self.trainer_socket))
         if once:

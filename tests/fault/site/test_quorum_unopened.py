@@ -2,6 +2,7 @@
 answer. It is over for everybody, its updates are spent, and the study goes on, or ends, with the old model."""
 
 import pytest
+from fault_checker import check_study
 
 NAMES = ("alpha", "beta", "delta", "gamma")
 
@@ -30,3 +31,4 @@ def test_a_closed_round_that_too_few_answer_holds_nobody_up(make_consortium, rou
         assert [entry["contributors"] for entry in state["rounds"]] == [list(NAMES)] * rounds
         finished = [entry["step"] == "finished" for entry in state["rounds"]]
         assert finished == [number != unopened for number in range(1, rounds + 1)]
+    assert [each.opened for each in check_study(world, "heart-1")] == finished
