@@ -107,7 +107,8 @@ class Incoming(Generic[M]):
     ) -> None:
         self._messages = aiter(messages)
         self._parse, self._rpc, self._policy, self._alive = parse, rpc, policy, alive
-        self._total = 0
+        self.total = 0
+        """Bytes so far."""
 
     def __aiter__(self) -> Incoming[M]:
         return self
@@ -124,10 +125,10 @@ class Incoming(Generic[M]):
                 size(policy.max_message),
                 "",
             )
-        self._total += len(content)
-        if policy.max_total is not None and self._total > policy.max_total:
+        self.total += len(content)
+        if policy.max_total is not None and self.total > policy.max_total:
             raise exceeded(
-                rpc, "max_total", f"a call of {rpc} brought {self._total} bytes", size(policy.max_total), ""
+                rpc, "max_total", f"a call of {rpc} brought {self.total} bytes", size(policy.max_total), ""
             )
         try:
             return self._parse(content)

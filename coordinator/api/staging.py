@@ -30,7 +30,8 @@ class Stage(ABC):
         self.name, self.stored = name, stored
         self._writer = SegmentWriter(blobs, stored)
         self._pending: list[UploadMessage] = []
-        self._received = stored
+        self.received = stored
+        """Messages taken so far, those of earlier calls included."""
         self.waiting = 0
         """Bytes taken and not yet written."""
 
@@ -44,23 +45,28 @@ class Stage(ABC):
 
     def _accept(self, message: UploadMessage, size: int) -> None:
         self._pending.append(message)
-        self._received += 1
+        self.received += 1
         self.waiting += size
 
     def _in_order(self, what: str, index: int) -> None:
-        if index != self._received:
+        if index != self.received:
             raise ProtocolError(
-                f"{what} {index} came where {self._received} was expected",
+                f"{what} {index} came where {self.received} was expected",
                 fix="Ask GetUploadState where to resume",
             )
 
-    def write(self) -> Segment | None:
-        """Make durable what was taken; None if that is nothing. Blocks.
+    def cut(self) -> list[UploadMessage]:
+        """What was taken and not yet written; it is for ``write`` from here on."""
+        part, self._pending, self.waiting = self._pending, [], 0
+        return part
+
+    def write(self, part: list[UploadMessage]) -> Segment | None:
+        """Make durable what was cut; None if that is nothing. Blocks, and may run beside ``take`` in another
+        thread.
 
         Raises FormatError for bytes of a wrong structure, EnvironmentProblem.
         """
-        batch, self._pending, self.waiting = self._pending, [], 0
-        for message in batch:
+        for message in part:
             self._writer.add(*self._check(message))
         return self._writer.flush()
 
@@ -102,7 +108,7 @@ class ShareStage(Stage):
         """Raises FormatError in a suite without shares, ProtocolError before the last chunk."""
         if not self.total:
             raise FormatError("an upload of this suite holds chunks only")
-        if chunks.stored != chunks.total:
+        if chunks.received != chunks.total:
             raise ProtocolError(f"shares come after chunk {chunks.total - 1}", why="chunks are missing")
 
     def take(self, message: UploadMessage) -> None:

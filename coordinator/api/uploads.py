@@ -1,18 +1,18 @@
 """Uploads: chunks in order, in the quorum suite followed by one sealed share for each member of J; checked, staged
 in segments; resumable at any chunk or share after any break.
-
-Memory holds one segment for each of the 16 uploads that are let in; the others wait unread at their senders.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cipherward.coordinator.api.admission import Admission
 from cipherward.coordinator.api.dispatch import Call
+from cipherward.coordinator.api.limits import Incoming
+from cipherward.coordinator.api.reception import Reception
 from cipherward.coordinator.api.staging import ChunkStage, ShareStage, Stage, shares_of
-from cipherward.coordinator.blobs.writer import SEGMENT_BYTES
 from cipherward.coordinator.daemon.core import Core
 from cipherward.coordinator.daemon.view import (
     StudyView,
@@ -24,11 +24,8 @@ from cipherward.coordinator.daemon.view import (
 from cipherward.coordinator.rounds.state import Phase
 from cipherward.coordinator.store.chunks import Segment
 from cipherward.coordinator.store.database import Transaction
-from cipherward.errors import ConflictError, FormatError, LateError, ProtocolError, UnavailableError
+from cipherward.errors import ConflictError, FormatError, LateError, ProtocolError
 from cipherward.proto.v1.coordinator_pb2 import UploadHeader, UploadMessage, UploadState
-
-SEGMENT_SECONDS = 60.0
-"""A sender must deliver a segment's worth in this time, or its place is given to another; it may resume."""
 
 
 @dataclass
@@ -45,6 +42,7 @@ class Uploads:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._active: dict[tuple[str, str], _Active] = {}
+        self._admission = Admission()
 
     async def state(self, call: Call, request: UploadHeader) -> UploadState:
         """How many chunks and shares of the attempt are durable."""
@@ -59,7 +57,7 @@ class Uploads:
         self._core.traffic.down(request.study, request.round, reply)
         return reply
 
-    async def upload(self, call: Call, messages: AsyncIterator[UploadMessage]) -> UploadState:
+    async def upload(self, call: Call, messages: Incoming[UploadMessage]) -> UploadState:
         """Header, then chunks and shares from the first that is not stored yet."""
         first = await anext(messages, None)
         if first is None or not first.HasField("header") or first.data:
@@ -74,8 +72,7 @@ class Uploads:
             if before is not None:
                 before.stop.set()
                 await before.ended.wait()
-            async with self._core.admission:
-                reply = await self._receive(call, view, header, messages, mine.stop)
+            reply = await self._receive(call, view, header, messages, mine.stop)
         finally:
             mine.ended.set()
             if self._active.get(key) is mine:
@@ -144,104 +141,52 @@ class Uploads:
         call: Call,
         view: StudyView,
         header: UploadHeader,
-        messages: AsyncIterator[UploadMessage],
+        messages: Incoming[UploadMessage],
         stop: asyncio.Event,
     ) -> UploadState:
+        core = self._core
         stored = await self._begin(call, view, header)
         key = (view.name, header.round, call.name, header.attempt)
-        blobs, version = self._core.blobs, view.version(header.round)
-        chunks = ChunkStage(update_set(*key), stored[0], blobs, version)
-        shares = ShareStage(share_set(*key), stored[1], blobs, shares_of(view, version))
+        version, billed = view.version(header.round), (messages.total, sum(stored))
+        chunks = ChunkStage(update_set(*key), stored[0], core.blobs, version)
+        shares = ShareStage(share_set(*key), stored[1], core.blobs, shares_of(view, version))
 
-        one_at_a_time = asyncio.Lock()
+        def bill() -> None:
+            nonlocal billed
+            now = (messages.total, chunks.received + shares.received)
+            core.traffic.up_bytes(view.name, header.round, now[0] - billed[0], now[1] - billed[1])
+            billed = now
 
-        async def write_and_record(stage: Stage) -> None:
-            async with one_at_a_time:
-                segment = await asyncio.to_thread(stage.write)
-                if segment is None:
-                    return
-                await self._record(call, view, header, stage.name, segment)
+        async def record(parts: Sequence[tuple[Stage, Segment]]) -> None:
+            await self._record(call, view, header, parts)
+            for stage, segment in parts:
                 stage.stored = segment.end
-                self._core.presence.uploaded(view.name, header.round, call.name, chunks.stored)
-                self._core.metrics.stored(sum(segment.sizes))
-                self._core.watching.wake_operators()
+                core.metrics.stored(sum(segment.sizes))
+            core.presence.uploaded(view.name, header.round, call.name, chunks.stored)
+            core.watching.wake_operators()
+            bill()
 
-        async def flush(stage: Stage) -> None:
-            # A caller that hangs up must not come between a segment and its record: what is written and what
-            # is recorded could then differ.
-            await asyncio.shield(write_and_record(stage))
-
-        stage: Stage = chunks
-        source = _Timed(messages, stop)
         try:
-            async for message in source:
-                self._core.traffic.up(header.study, header.round, message)
-                if message.HasField("header"):
-                    raise FormatError("an upload has one header")
-                if message.HasField("share") and stage is chunks:
-                    await flush(chunks)
-                    shares.require_begin(chunks)
-                    stage = shares
-                stage.take(message)
-                if stage.waiting >= SEGMENT_BYTES:
-                    await flush(stage)
-                    source.restart()
-        except (UnavailableError, asyncio.CancelledError):
-            await flush(stage)  # what came whole need not come again
-            raise
+            async with Reception(messages, chunks, shares, record, stop) as reception:
+                await self._admission.through(reception.run)
         finally:
-            source.close()
-        await flush(stage)
+            bill()
         return UploadState(chunks_stored=chunks.stored, shares_stored=shares.stored)
 
     async def _record(
-        self, call: Call, view: StudyView, header: UploadHeader, name: str, segment: Segment
+        self, call: Call, view: StudyView, header: UploadHeader, parts: Sequence[tuple[Stage, Segment]]
     ) -> None:
         def record(t: Transaction) -> None:
             self._still_open(call, view, header)
             if call.name in self._core.studies.require(view.name).state.commits:
                 raise ConflictError(f"{call.name} already committed in round {header.round}")
-            if t.chunks.count(name) != segment.first:
-                raise ConflictError(f"{call.name} uploads the same attempt twice at once")
-            t.chunks.add(name, segment)
+            for stage, segment in parts:
+                if t.chunks.count(stage.name) != segment.first:
+                    raise ConflictError(f"{call.name} uploads the same attempt twice at once")
+                t.chunks.add(stage.name, segment)
 
         try:
             await self._core.writer.transaction(record)
         except BaseException:
-            await asyncio.to_thread(self._core.blobs.delete, [segment.blob])
+            await asyncio.to_thread(self._core.blobs.delete, [segment.blob for _, segment in parts])
             raise
-
-
-class _Timed:
-    """The messages, until ``stop`` is set or a segment takes too long: then UnavailableError."""
-
-    def __init__(self, messages: AsyncIterator[UploadMessage], stop: asyncio.Event) -> None:
-        self._messages = messages
-        self._stop = asyncio.ensure_future(stop.wait())
-        self.restart()
-
-    def restart(self) -> None:
-        """A segment is complete: the next one's time begins."""
-        self._until = asyncio.get_running_loop().time() + SEGMENT_SECONDS
-
-    def close(self) -> None:
-        """Wait for nothing any more."""
-        self._stop.cancel()
-
-    def __aiter__(self) -> _Timed:
-        return self
-
-    async def __anext__(self) -> UploadMessage:
-        ahead = asyncio.ensure_future(anext(self._messages, None))
-        left = max(0.0, self._until - asyncio.get_running_loop().time())
-        try:
-            await asyncio.wait({ahead, self._stop}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            if not ahead.done():
-                why = "a newer upload of the site began" if self._stop.done() else "it was too slow"
-                raise UnavailableError("the upload was cut off", why=why, fix="Resume it")
-        finally:
-            ahead.cancel()  # does nothing to one that is done
-        message = ahead.result()
-        if message is None:
-            raise StopAsyncIteration
-        return message

@@ -24,6 +24,10 @@ class Traffic:
         """A site sent it."""
         self._pending[study, round_number][0] += message.ByteSize() + FRAME_BYTES
 
+    def up_bytes(self, study: str, round_number: int, size: int, messages: int) -> None:
+        """A site sent so many messages of ``size`` bytes together."""
+        self._pending[study, round_number][0] += size + messages * FRAME_BYTES
+
     def down(self, study: str, round_number: int, message: Message) -> None:
         """A site is being sent it."""
         self._pending[study, round_number][1] += message.ByteSize() + FRAME_BYTES

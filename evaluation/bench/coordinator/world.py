@@ -99,7 +99,7 @@ class World:
         while True:
             self._processes.check()
             with suppress(OSError, UnavailableError):
-                self.address = address_file.read_text()
+                self.address = address_file.read_text().strip()
                 self._answers()
                 return time.monotonic() - started
             if time.monotonic() > started + START_SECONDS:
