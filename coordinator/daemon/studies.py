@@ -27,7 +27,7 @@ from cipherward.crypto.pki.store import Member
 from cipherward.crypto.records import verify_plan
 from cipherward.crypto.signing import record_digest
 from cipherward.crypto.transcript import transcript_start
-from cipherward.errors import CipherwardError, IdentityError
+from cipherward.errors import CipherwardError, EnvironmentProblem, IdentityError
 from cipherward.ids import Identity, Role
 from cipherward.proto.v1.coordinator_pb2 import RECORD_KIND_CLOSE, RECORD_KIND_PLAN, RECORD_KIND_ROUND
 
@@ -101,7 +101,9 @@ class Studies:
                 ended = row.state.round - row.state.running
                 self._retention.expire(t, row.study, view.version(ended).trust, ended)
         with self._store.transaction() as t:
-            stray = self._blobs.sweep(t.chunks.blobs())
+            used = t.chunks.blobs()
+            self._blobs.claim(self._store.name, used)
+            stray = self._blobs.sweep(used)
         log.info("studies loaded", studies=len(self._views), stray_blobs=stray)
 
     def _read(self, t: Transaction, row: StudyRow) -> StudyView:
@@ -240,7 +242,7 @@ class Studies:
     def _delete(self, blobs: list[str]) -> None:
         try:
             self._blobs.delete(blobs)
-        except OSError as error:
+        except EnvironmentProblem as error:
             log.warning("blobs not deleted", reason=str(error))
 
     def _log(self, before: State, view: StudyView) -> None:

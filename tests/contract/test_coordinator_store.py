@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,6 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.exc import IntegrityError
 
-from cipherward import durable
 from cipherward.coordinator.blobs.blobs import Blobs
 from cipherward.coordinator.blobs.writer import SegmentWriter
 from cipherward.coordinator.rounds.state import Committed, Joining, Phase, State
@@ -22,7 +20,7 @@ from cipherward.coordinator.store.relay import RelayRow
 from cipherward.coordinator.store.schema import metadata
 from cipherward.coordinator.store.studies import ANSWER, COMMIT, SUM_CHECK, StudyRow
 from cipherward.crypto.merkle import leaf_hash
-from cipherward.errors import EnvironmentProblem, FormatError
+from cipherward.errors import EnvironmentProblem
 from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.coordinator_pb2 import RECORD_KIND_CLOSE, RECORD_KIND_ROUND
 from cipherward.proto.v1.round_pb2 import RelayItem
@@ -203,45 +201,3 @@ def test_chunk_sets_find_their_chunks(store: Store, blobs: Blobs) -> None:
     blobs.delete([*dropped, *dropped])
     with pytest.raises(EnvironmentProblem):
         blobs.read(loaded.place(0))
-
-
-def test_a_sweep_keeps_what_is_recorded_only(blobs: Blobs, tmp_path: Path) -> None:
-    kept, stray = blobs.put([b"kept"]), blobs.put([b"stray"])
-    (tmp_path / "blobs" / stray[:2] / f".{stray}.ff.tmp").write_bytes(b"half")
-    assert blobs.sweep({kept}) == 2
-    assert [path.name for path in (tmp_path / "blobs").rglob("*") if path.is_file()] == [kept]
-
-
-def test_a_full_disk_is_said_and_loses_nothing(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = SegmentWriter(blobs, 0)
-    writer.add(b"chunk", leaf_hash(b"chunk"))
-
-    def full(_fd: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(durable.os, "fsync", full)
-        with pytest.raises(EnvironmentProblem, match="disk is full"):
-            writer.flush()
-    segment = writer.flush()
-    assert segment and blobs.sweep({segment.blob}) == 0
-
-
-def test_a_cut_blob_is_noticed(blobs: Blobs, tmp_path: Path) -> None:
-    name = blobs.put([b"0123456789"])
-    (tmp_path / "blobs" / name[:2] / name).write_bytes(b"01234")
-    with pytest.raises(FormatError, match="cut short"):
-        blobs.read(ChunkSet("x", (Segment(0, name, (10,), (b"",)),)).place(0))
-
-
-def test_an_object_store_by_url() -> None:
-    blobs = Blobs("memory://bucket")
-    name = blobs.put([b"ab", b"cd"])
-    place = ChunkSet("x", (Segment(0, name, (2, 2), (b"", b"")),)).place(1)
-    assert blobs.read(place) == b"cd"
-    assert blobs.sweep(set()) == 1
-
-
-def test_blob_stores_that_do_not_exist() -> None:
-    with pytest.raises(EnvironmentProblem, match="blob store"):
-        Blobs("nosuchprotocol://x")
