@@ -291,7 +291,7 @@ class History:
             with located(self.study, evidence.number, site):
                 report = verify_model_report(signed, trust, evidence.number, site)
                 if report.close_digest != ending.digest:
-                    raise VerificationError("its model report is about another close record")
+                    raise VerificationError("its model report is about another close record than this one")
             if site in ending.cohort:
                 votes[report.model_digest] += 1
         colluders = trust.manifest.colluders

@@ -1,0 +1,450 @@
+"""``audit verify`` on what a real coordinator stored: nothing to find, until something is changed; then exactly that is
+named, also where whoever changed it has the coordinator's own key."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cipherward.cli.app import main
+from cipherward.crypto.labels import Label
+from cipherward.crypto.merkle import leaf_hash, root
+from cipherward.crypto.pki.root_key import RootKey
+from cipherward.crypto.quorum_records import (
+    ENCRYPTED_VECTOR_BYTES,
+    SEALED_KEY_BYTES,
+    SEALED_SHARE_BYTES,
+    sealed_root,
+)
+from cipherward.crypto.sealing import SealingKey
+from cipherward.crypto.signing import SigningKey, record_digest
+from cipherward.crypto.suites.registry import suite
+from cipherward.crypto.transcript import transcript_next
+from cipherward.proto.v1 import coordinator_pb2 as pb
+from cipherward.proto.v1 import round_pb2, study_pb2
+from cipherward.proto.v1.common_pb2 import Signed
+
+NAMES = ("anna", "bert", "cora", "dora")
+ROUND, PLAN, CLOSE = 1, 2, 3
+
+
+def audit(capsys: Any, folder: Path, *options: str) -> dict[str, Any]:
+    capsys.readouterr()  # the service's log
+    status = main(["audit", "verify", "--dir", str(folder), "--json", *options])
+    found = json.loads(capsys.readouterr().out)
+    assert status == (0 if found["right"] else 1)
+    return found
+
+
+def wrong(found: dict[str, Any]) -> tuple[int | None, str | None, int | None, str]:
+    (study,) = found["studies"]
+    return tuple(study["wrong"][name] for name in ("round", "site", "chunk", "what"))
+
+
+# --- a study, played over mTLS ---
+
+
+def chunks_of(site: Any, seed: int) -> list[bytes]:
+    params, generator = site.trust.params, np.random.default_rng(seed)
+    sizes = [params.upload_chunk_bytes(i, site.length) // 4 for i in range(params.chunk_count(site.length))]
+    return [
+        generator.integers(0, params.modulus, size, dtype=np.uint64).astype("<u4").tobytes() for size in sizes
+    ]
+
+
+async def play(world: Any, sites: list[Any], number: int, unopenable: str = "") -> None:
+    """A whole round; what ``unopenable`` dealt is left out of the sum."""
+
+    async def bound(site: Any) -> dict[str, Any]:
+        close = record_digest(Label.CLOSE_RECORD, await site.record(number, pb.RECORD_KIND_CLOSE))
+        return {
+            "manifest_digest": site.trust.digest,
+            "close_digest": close,
+            "round": number,
+            "site": site.name,
+        }
+
+    async def join(site: Any) -> None:
+        key = SealingKey.generate().public()
+        record = await site.join_record(number, shared_key_digest=b"", round_key=key)
+        await site.stub.PostJoin(pb.PostRequest(study="trial", record=record))
+
+    async def contribute(site: Any) -> None:
+        chunks, header = chunks_of(site, 10 * number + NAMES.index(site.name)), await site.header(number)
+        shares = [os.urandom(SEALED_SHARE_BYTES) for _ in NAMES]
+        messages = list(site.messages(header, chunks))
+        messages += [pb.UploadMessage(share=pb.ShareMessage(sealed=s, index=i)) for i, s in enumerate(shares)]
+        await site.send("Upload", messages)
+        await site.commit(number, chunks, share_root=sealed_root(shares))
+
+    async def acknowledge(site: Any) -> None:
+        plan = record_digest(Label.PLAN_RECORD, await site.record(number, pb.RECORD_KIND_PLAN))
+        attempts = {name: round_pb2.Attempt(site=name, attempt=1) for name in NAMES}
+        record = round_pb2.Acknowledgement(
+            manifest_digest=site.trust.digest,
+            plan_digest=plan,
+            round=number,
+            site=site.name,
+            opened=[attempt for name, attempt in attempts.items() if name != unopenable],
+            unopenable=[attempts[unopenable]] if unopenable else [],
+        )
+        signed = site.sign(Label.ACKNOWLEDGEMENT, record)
+        await site.stub.PostAcknowledgement(pb.PostRequest(study="trial", record=signed))
+
+    async def answer(site: Any) -> None:
+        plan = record_digest(Label.PLAN_RECORD, await site.record(number, pb.RECORD_KIND_PLAN))
+        keys = [os.urandom(SEALED_KEY_BYTES) for _ in NAMES]
+        vector = os.urandom(ENCRYPTED_VECTOR_BYTES)
+        record = round_pb2.Answer(
+            **await bound(site), plan_digest=plan, encrypted_vector=vector, key_root=sealed_root(keys)
+        )
+        signed = site.sign(Label.ANSWER, record)
+        await site.stub.PostAnswer(pb.PostAnswerRequest(study="trial", record=signed, sealed_keys=keys))
+
+    able = [site for site in sites if site.name != unopenable]
+    for act, who, phase in (
+        (join, sites, pb.PHASE_UPLOAD),
+        (contribute, sites, pb.PHASE_ACKNOWLEDGE),
+        (acknowledge, sites, pb.PHASE_UNSEAL),
+        (answer, sites, pb.PHASE_RELEASE),
+    ):
+        await world.each(act(site) for site in who)
+        await sites[0].until(lambda s, phase=phase: (s.round, s.phase) == (number, phase))
+    await world.each(site.report(number, bytes([number]) * 32) for site in able)
+
+
+@pytest.fixture
+async def hub(world: Any) -> tuple[Path, Any]:
+    """The folder of a coordinator that stopped: rounds 1 to 3 closed (dora left out of 2), round 4 aborted."""
+    params = suite("quorum").parameters("q32", 4.0, len(NAMES))
+    async with world.running(world.folder) as address:
+        signed, trust = world.manifest(
+            suite=study_pb2.SuiteEntry(name="quorum", parameters="q32", library=params.library, bound=4.0),
+            deadlines=study_pb2.Deadlines(join_window=60, upload=60, acknowledge=60, unseal=60, verify=60),
+            rounds=5,
+            minimum_cohort=3,
+            threshold=3,
+            colluders=1,
+            collective_verification=True,
+        )
+        operator, sites = world.operator(address), world.sites(address, trust)
+        await operator.start(signed, world.weights)
+        for number, unopenable in ((1, ""), (2, "dora"), (3, "")):
+            await play(world, sites, number, unopenable)
+        await sites[0].until(lambda s: s.round == 4)
+        order = operator.order(trust.digest, study_pb2.OperatorCommand.ACTION_ABORT, "enough")
+        await operator.stub.AbortStudy(order)
+    return world.folder, world
+
+
+# --- ways to change it ---
+
+
+class Store:
+    """A copy of the folder, to be tampered with."""
+
+    def __init__(self, folder: Path, key: SigningKey) -> None:
+        self.folder, self.key = folder, key
+
+    def sql(self, statement: str, *values: Any, rows: int = 1) -> None:
+        with sqlite3.connect(self.folder / "coordinator.db") as connection:
+            assert connection.execute(statement, values).rowcount == rows, statement
+
+    def one(self, query: str, *values: Any) -> Any:
+        with sqlite3.connect(self.folder / "coordinator.db") as connection:
+            return connection.execute(query, values).fetchone()
+
+    def blob(self, chunk_set: str) -> Path:
+        (name,) = self.one("SELECT blob FROM segments WHERE chunk_set = ?", f"trial/{chunk_set}")
+        return next((self.folder / "blobs").rglob(name))
+
+    def flip(self, chunk_set: str, index: int) -> bytes:
+        """Alter a byte of one chunk; the chunk as it is then."""
+        path = self.blob(chunk_set)
+        (raw,) = self.one("SELECT sizes FROM segments WHERE chunk_set = ?", f"trial/{chunk_set}")
+        sizes = struct.unpack(f">{len(raw) // 4}I", raw)
+        content = bytearray(path.read_bytes())
+        start = sum(sizes[:index])
+        content[start] ^= 1
+        path.write_bytes(content)
+        return bytes(content[start : start + sizes[index]])
+
+    def leaves(self, chunk_set: str) -> list[bytes]:
+        (raw,) = self.one("SELECT leaves FROM segments WHERE chunk_set = ?", f"trial/{chunk_set}")
+        return [raw[at : at + 32] for at in range(0, len(raw), 32)]
+
+    def set_leaf(self, chunk_set: str, index: int, chunk: bytes) -> None:
+        leaves = self.leaves(chunk_set)
+        leaves[index] = leaf_hash(chunk)
+        self.sql("UPDATE segments SET leaves = ? WHERE chunk_set = ?", b"".join(leaves), f"trial/{chunk_set}")
+
+    def record(self, number: int, kind: int) -> Signed:
+        return Signed.FromString(
+            self.one("SELECT signed FROM records WHERE round = ? AND kind = ?", number, kind)[0]
+        )
+
+    def put(self, number: int, kind: int, signed: Signed) -> None:
+        raw = signed.SerializeToString()
+        self.sql("UPDATE records SET signed = ? WHERE round = ? AND kind = ?", raw, number, kind)
+
+    def forget_reports(self, number: int) -> None:
+        """They name the close record, and nobody can sign others in the sites' names."""
+        self.sql("DELETE FROM posts WHERE round = ? AND kind = 'report'", number, rows=4)
+
+    def resign(
+        self, number: int, kind: int, change: Callable[[Any], None], key: SigningKey | None = None
+    ) -> None:
+        """Change a record as its signer can."""
+        label, message = {
+            ROUND: (Label.ROUND_RECORD, round_pb2.RoundRecord),
+            PLAN: (Label.PLAN_RECORD, round_pb2.PlanRecord),
+            CLOSE: (Label.CLOSE_RECORD, round_pb2.CloseRecord),
+        }[kind]
+        signed = self.record(number, kind)
+        record = message.FromString(signed.payload)
+        change(record)
+        self.put(number, kind, (key or self.key).sign(label, record, signed.signer))
+
+
+def altered_sum(store: Store, number: int = 3) -> None:
+    chunk = store.flip(f"{number}/sum", 1)
+    store.set_leaf(f"{number}/sum", 1, chunk)
+    new = root(store.leaves(f"{number}/sum"))
+    store.resign(number, CLOSE, lambda close: setattr(close, "sum_root", new))
+
+
+def altered_update(store: Store) -> None:
+    store.set_leaf("2/update/bert/1", 0, store.flip("2/update/bert/1", 0))
+
+
+def altered_record(store: Store) -> None:
+    signed = store.record(2, PLAN)
+    signed.payload = signed.payload[:-1] + bytes([signed.payload[-1] ^ 1])
+    store.put(2, PLAN, signed)
+
+
+def swapped_commits(store: Store) -> None:
+    query = "SELECT signed FROM posts WHERE round = 2 AND kind = 'commit' AND site = ?"
+    change = "UPDATE posts SET signed = ? WHERE round = 2 AND kind = 'commit' AND site = ?"
+    (anna,), (bert,) = store.one(query, "anna"), store.one(query, "bert")
+    store.sql(change, bert, "anna")
+    store.sql(change, anna, "bert")
+
+
+def swapped_updates(store: Store) -> None:
+    for old, new in (("bert", "x"), ("cora", "bert"), ("x", "cora")):
+        names = (f"trial/1/update/{new}/1", f"trial/1/update/{old}/1")
+        store.sql("UPDATE segments SET chunk_set = ? WHERE chunk_set = ?", *names)
+
+
+def smaller_u(store: Store, number: int = 3) -> None:
+    store.resign(number, CLOSE, lambda close: close.contributions.pop())
+
+
+def no_round(store: Store) -> None:
+    store.sql("DELETE FROM records WHERE round = 2", rows=3)
+    store.sql("DELETE FROM posts WHERE round = 2 AND kind != 'join'", rows=7)
+
+
+def reordered(store: Store) -> None:
+    for old, new in ((2, 99), (3, 2), (99, 3)):
+        store.sql("UPDATE records SET round = ? WHERE round = ?", new, old, rows=3)
+
+
+def forged_join(store: Store) -> None:
+    def change(plan: Any) -> None:
+        plan.joins[1].signature = plan.joins[0].signature
+
+    store.resign(3, PLAN, change)
+
+
+def forged_commit(store: Store) -> None:
+    def change(close: Any) -> None:
+        close.contributions[2].commit.signature = close.contributions[0].commit.signature
+
+    store.resign(3, CLOSE, change)
+
+
+def forged_manifest(store: Store) -> None:
+    signed = Signed.FromString(store.one("SELECT signed FROM manifests")[0])
+    manifest = study_pb2.Manifest.FromString(signed.payload)
+    forged = RootKey.generate().sign(Label.MANIFEST, manifest)
+    store.sql("UPDATE manifests SET signed = ?", forged.SerializeToString())
+
+
+CHANGES: dict[str, tuple[Callable[[Store], object], tuple[int | None, str | None, int | None, str]]] = {
+    "a byte of an update": (
+        lambda s: s.flip("2/update/bert/1", 1),
+        (2, "bert", 1, "the stored chunk of its update is not the one that was signed for"),
+    ),
+    "a byte of an update and its digest": (
+        altered_update,
+        (2, "bert", None, "the stored digests of its update do not have the root that it committed"),
+    ),
+    "a byte of the sum": (
+        lambda s: s.flip("3/sum", 2),
+        (3, None, 2, "the stored chunk of the sum is not the one"),
+    ),
+    "a coordinate of the sum, signed": (
+        lambda s: (altered_sum(s), s.forget_reports(3)),
+        (3, None, 1, "the sum's chunk is not the sum of the updates"),
+    ),
+    "a byte of a plan record": (altered_record, (2, None, None, "the signature on a plan record")),
+    "two sites' commits swapped": (swapped_commits, (2, "anna", None, "the signature on a commit")),
+    "two sites' updates swapped": (swapped_updates, (1, "bert", None, "the stored digests of its update")),
+    "a site left out of U, signed": (
+        lambda s: (smaller_u(s), s.forget_reports(3)),
+        (3, None, 0, "the sum's chunk is not the sum of the updates"),
+    ),
+    "a round removed": (
+        no_round,
+        (2, None, None, "its close or abort record is missing, and round 3 follows"),
+    ),
+    "rounds reordered": (reordered, (2, None, None, "a round record is of round 3, not 2")),
+    "a close record signed again, the reports left": (
+        smaller_u,
+        (3, "anna", None, "its model report is about another close record than this one"),
+    ),
+    "a close record forged": (
+        lambda s: s.resign(3, CLOSE, lambda close: None, SigningKey.generate()),
+        (3, None, None, "the signature on a close record"),
+    ),
+    "a join forged, in a signed plan": (forged_join, (3, "bert", None, "the signature on a join")),
+    "a commit forged, in a signed close record": (
+        forged_commit,
+        (3, "cora", None, "the signature on a commit"),
+    ),
+    "a manifest forged": (forged_manifest, (None, None, None, "the signature on a manifest")),
+    "a round from another model, signed": (
+        lambda s: s.resign(2, ROUND, lambda opening: setattr(opening, "model_digest", bytes(32))),
+        (
+            2,
+            None,
+            None,
+            "it starts from a model that neither the round before started from nor its sites reported",
+        ),
+    ),
+    "a round upon another history, signed": (
+        lambda s: s.resign(4, ROUND, lambda opening: setattr(opening, "previous_transcript", bytes(32))),
+        (4, None, None, "its round record does not continue the transcript"),
+    ),
+    "a blob cut short": (
+        lambda s: os.truncate(s.blob("1/update/dora/1"), s.blob("1/update/dora/1").stat().st_size - 1),
+        (1, "dora", 0, "is cut short"),
+    ),
+    "a blob removed": (lambda s: s.blob("3/update/cora/1").unlink(), (3, "cora", 0, "cannot read")),
+    "an update forgotten": (
+        lambda s: s.sql("DELETE FROM segments WHERE chunk_set = 'trial/3/update/cora/1'"),
+        (3, "cora", None, "its update is not stored, and others of the round are"),
+    ),
+    "a commit forgotten": (
+        lambda s: s.sql("DELETE FROM posts WHERE round = 1 AND kind = 'commit' AND site = 'dora'"),
+        (1, "dora", None, "its commit is missing from the store"),
+    ),
+    "the newest record forgotten": (
+        lambda s: s.sql("DELETE FROM records WHERE round = 4 AND kind = 3"),
+        (3, None, None, "the head of the transcript is not the hash of the records up to this round"),
+    ),
+    "the head of the transcript": (
+        lambda s: s.sql("UPDATE studies SET transcript = zeroblob(32)"),
+        (4, None, None, "the head of the transcript is not the hash of the records up to this round"),
+    ),
+}
+
+
+async def test_what_was_changed_is_named(hub: tuple[Path, Any], tmp_path: Path, capsys: Any) -> None:
+    folder, world = hub
+    found = audit(capsys, folder)
+    (study,) = found["studies"]
+    assert (study["closed_rounds"], study["aborted_rounds"], study["joins"], study["commits"]) == (
+        3,
+        1,
+        12,
+        12,
+    )
+    assert study["sums_added_up"] == [1, 2, 3] and study["sums_not_added_up"] == []
+    assert study["left_out"] == [{"round": 2, "site": "dora"}] and study["transcript_round"] == 4
+    for what, (change, expected) in CHANGES.items():
+        copy = tmp_path / "tampered"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(folder, copy)
+        change(Store(copy, world.coordinator.signing_key))
+        *place, said = wrong(audit(capsys, copy))
+        assert (*place,) == expected[:3] and expected[3] in said, (what, place, said)
+
+
+async def test_whose_anchor_it_is(hub: tuple[Path, Any], tmp_path: Path, capsys: Any) -> None:
+    folder, world = hub
+    fingerprint = world.consortium.anchor.fingerprint.hex()
+    assert audit(capsys, folder, "--fingerprint", fingerprint)["anchor_compared"] is True
+    assert main(["audit", "verify", "--dir", str(folder), "--fingerprint", "00" * 32]) == 1
+    assert "the fingerprint does not belong to this anchor" in capsys.readouterr().err
+    other = tmp_path / "other.pem"
+    other.write_bytes(RootKey.generate().make_anchor("heart", 1.0).to_text())
+    place = wrong(audit(capsys, folder, "--anchor", str(other)))
+    assert place[:3] == (None, None, None) and "the signature on a manifest" in place[3]
+
+
+async def test_rounds_that_are_no_longer_kept_are_said(
+    hub: tuple[Path, Any], world: Any, capsys: Any
+) -> None:
+    folder, _ = hub
+    async with world.running(folder, keep_rounds=2):
+        # While the service runs. Round 4 counts among the ended rounds.
+        (study,) = audit(capsys, folder)["studies"]
+    reason = "its updates are no longer kept"
+    assert (study["right"], study["sums_added_up"]) == (True, [3])
+    assert study["sums_not_added_up"] == [{"rounds": [1, 2], "reason": reason}]
+    assert main(["audit", "verify", "--dir", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert f"not checked: the sum of rounds 1 to 2; {reason}" in shown
+    assert "sums added up again: round 3" in shown and "left out of the sum of round 2: dora" in shown
+    assert main(["audit", "verify", "--dir", str(folder), "--study", "other"]) == 2
+
+
+async def test_the_shared_key_suite(world: Any, updates: Any, tmp_path: Path, capsys: Any) -> None:
+    async with world.running(world.folder, keep_rounds=2) as address:
+        sites = await world.started(address)
+        for number in (1, 2):
+            await world.each(site.join(number) for site in sites)
+            await sites[0].until(lambda s, number=number: s.round == number and s.plan_digest)
+            await world.each(site.contribute(number, updates[i][1]) for i, site in enumerate(sites))
+            await sites[0].until(lambda s, number=number: s.round == number and s.close_digest)
+            await world.each(site.report(number, bytes([number]) * 32) for site in sites)
+    (study,) = audit(capsys, world.folder)["studies"]
+    assert study["right"] and study["sums_added_up"] == [1, 2]
+    # The coordinator itself changes the last round, and everything behind it; the sites' reports it cannot.
+    for change, expected in (
+        (altered_sum, (2, None, 1, "the sum's chunk is not the sum of the updates")),
+        (smaller_u, (2, "dora", None, "it committed in time and was left out of the sum")),
+    ):
+        spoiled = tmp_path / "spoiled"
+        shutil.rmtree(spoiled, ignore_errors=True)
+        shutil.copytree(world.folder, spoiled)
+        store = Store(spoiled, world.coordinator.signing_key)
+        change(store, 2)
+        assert wrong(audit(capsys, spoiled))[0] == 2
+        opening = round_pb2.RoundRecord.FromString(store.record(2, ROUND).payload)
+        closed = record_digest(Label.CLOSE_RECORD, store.record(2, CLOSE))
+        store.sql("UPDATE studies SET transcript = ?", transcript_next(opening.previous_transcript, closed))
+        place = wrong(audit(capsys, spoiled))
+        assert place == (2, "anna", None, "its model report is about another close record than this one")
+        store.forget_reports(2)
+        *place, said = wrong(audit(capsys, spoiled))
+        assert (*place,) == expected[:3] and expected[3] in said
+    # A machine that has a site's key must not add up.
+    (tmp_path / "site" / "shared-keys").mkdir(parents=True)
+    (tmp_path / "site" / "shared-keys" / "00.key").write_bytes(b"key")
+    (study,) = audit(capsys, world.folder)["studies"]
+    assert study["right"] and study["sums_added_up"] == []
+    (left,) = study["sums_not_added_up"]
+    assert left["rounds"] == [1, 2] and "this machine has a shared key" in left["reason"]
