@@ -10,13 +10,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from kit_process import LAUNCHER, process, spawn
 
 from cipherward.coordinator.aggregation.base import Stopped, SumJob
 from cipherward.coordinator.aggregation.local import LocalEngine
@@ -26,42 +27,6 @@ from cipherward.coordinator.store.chunks import ChunkSet, Segment
 from cipherward.crypto.merkle import leaf_hash
 from cipherward.crypto.suites.registry import suite
 from cipherward.proto.v1 import coordinator_pb2 as pb
-
-LAUNCHER = """
-import sys, typer
-from cipherward.cli import coordinator_service
-from cipherward.errors import CipherwardError
-app = typer.Typer()
-coordinator_service.add_to(app)
-try:
-    app()
-except CipherwardError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(error.exit_status)
-"""
-
-
-def spawn(folder: Path, listen: str = "127.0.0.1:0") -> subprocess.Popen[str]:
-    arguments = ["run", "--dir", str(folder), "--listen", listen, "--json"]
-    with (folder / "log").open("a") as log:
-        return subprocess.Popen(
-            [sys.executable, "-c", LAUNCHER, *arguments], stdout=subprocess.PIPE, stderr=log, text=True
-        )
-
-
-@contextlib.contextmanager
-def process(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    running = spawn(folder)
-    try:
-        assert running.stdout is not None
-        line = running.stdout.readline()
-        assert line, (folder / "log").read_text()
-        yield running, json.loads(line)["listening"]
-    finally:
-        running.kill()
-        running.wait()
-        assert running.stdout is not None
-        running.stdout.close()
 
 
 async def test_kill_at_any_moment_loses_nothing(world: Any, cipher: Any, updates: Any) -> None:

@@ -110,6 +110,14 @@ class PrivatePostgresql:
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
+    def require_password(self, role: str | None) -> None:
+        """Of that role alone, or of nobody."""
+        rules = self.folder / "data" / "pg_hba.conf"
+        kept = [line for line in rules.read_text().splitlines() if "scram-sha-256" not in line]
+        first = [f"local all {role} scram-sha-256"] if role else []
+        rules.write_text("\n".join([*first, *kept, ""]))
+        self._control("reload")
+
     def end_sessions(self, url: str) -> None:
         """End all sessions on that database, and wait until they have."""
         sessions = f"FROM pg_stat_activity WHERE datname = '{name_of(url)}'"
