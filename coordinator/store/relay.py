@@ -121,4 +121,4 @@ class RelayTable:
     def requests(self, study: str) -> tuple[str, ...]:
         """Who wants a model."""
         found = select(model_requests.c.receiver).where(model_requests.c.study == study)
-        return tuple(self._connection.execute(found.order_by("receiver")).scalars())
+        return tuple(sorted(self._connection.execute(found).scalars()))

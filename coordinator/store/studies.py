@@ -55,8 +55,9 @@ class StudyTable:
 
     def all(self) -> list[StudyRow]:
         """Every study."""
-        rows = self._connection.execute(select(studies).order_by(studies.c.study))
-        return [StudyRow(row.study, codec.decode(row.state), row.transcript, row.weights) for row in rows]
+        rows = self._connection.execute(select(studies))
+        found = [StudyRow(row.study, codec.decode(row.state), row.transcript, row.weights) for row in rows]
+        return sorted(found, key=lambda row: row.study)  # databases sort text each in their own way
 
     def create(self, row: StudyRow) -> None:
         """A new study; IntegrityError if there is one of that name."""
@@ -149,7 +150,8 @@ class StudyTable:
         found = select(posts.c.site, posts.c.signed).where(
             posts.c.study == study, posts.c.round == round_number, posts.c.kind == kind
         )
-        return {row.site: _signed(row.signed) for row in self._connection.execute(found.order_by("site"))}
+        made = {row.site: row.signed for row in self._connection.execute(found)}
+        return {site: _signed(made[site]) for site in sorted(made)}
 
     def posts_of(
         self, study: str, round_number: int, kind: str, sites: Sequence[str]
@@ -206,7 +208,8 @@ class StudyTable:
 
     def abort_round(self, study: str, round_number: int, reason: str) -> None:
         """Why the round has no sum."""
-        self._change_round(study, round_number, aborted=True, reason=reason)
+        # PostgreSQL's text has no NUL, and the reason may be a caller's.
+        self._change_round(study, round_number, aborted=True, reason=reason.replace("\0", " "))
 
     def add_traffic(self, study: str, round_number: int, up: int, down: int) -> None:
         """Count bytes to and from sites."""

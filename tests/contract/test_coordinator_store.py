@@ -133,6 +133,40 @@ def test_round_figures_add_up(store: Store) -> None:
     assert (one.opened_at, one.planned_at, one.reported_at, one.aborted) == (10.0, 12.0, 14.0, False)
 
 
+def test_names_come_in_one_order_whatever_the_database_sorts_by(store: Store) -> None:
+    names = ["a-z", "a1", "ab", "ab-c", "abb", "z"]
+    with store.transaction() as t:
+        for name in reversed(names):
+            t.studies.create(StudyRow(name, STATE, b"t" * 32, "w"))
+            t.studies.put_post("s", 1, COMMIT, name, Signed(payload=b"x"))
+            t.relay.request_model("s", name, 1)
+    with store.transaction() as t:
+        assert list(t.studies.round_posts("s", 1, COMMIT)) == names
+        assert t.relay.requests("s") == tuple(names)
+        assert [row.study for row in t.studies.all()] == sorted([*names, "s"])
+
+
+def test_text_of_callers_is_stored_as_far_as_databases_can(store: Store) -> None:
+    reason = "Größe \U0001f3e5 \x00 'quoted' \\ %s"
+    with store.transaction() as t:
+        t.studies.open_round("s", 1, 10.0)
+        t.studies.abort_round("s", 1, reason)
+        t.studies.save("s", State(2, Phase.OPEN, 0.0, b"m", reason=reason), b"u" * 32)
+    with store.transaction() as t:
+        assert t.studies.history("s")[0].reason == reason.replace("\x00", " ")
+        (row,) = t.studies.all()
+        assert row.state.reason == reason
+
+
+def test_times_keep_their_microseconds(store: Store) -> None:
+    with store.transaction() as t:
+        t.studies.open_round("s", 1, 1_790_000_000.123456)
+        t.studies.save("s", State(2, Phase.OPEN, 123456789.000001, b"m"), b"u" * 32)
+    with store.transaction() as t:
+        assert t.studies.history("s")[0].opened_at == 1_790_000_000.123456
+        assert t.studies.all()[0].state.since == 123456789.000001
+
+
 def relay_row(kind: int, sender: str, number: int, at: float, manifest: bytes = b"m1") -> RelayRow:
     chunk_set = f"{sender}{number}{at}"
     return RelayRow("s", kind, manifest, "a", sender, number, at, Signed(payload=b"x"), chunk_set)

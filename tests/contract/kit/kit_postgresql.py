@@ -1,6 +1,6 @@
 """A PostgreSQL of the tests' own: a fresh cluster in a temporary folder, on a Unix socket there, without TCP.
 
-Its settings are PostgreSQL's own, fsync included. Text is sorted as in English, not by code point: code that relies
+Its settings are PostgreSQL's own, fsync included. Text is sorted as in a dictionary, not by code point: code that relies
 on the order of names must not rely on the database for it.
 """
 
@@ -55,7 +55,7 @@ class PrivatePostgresql:
         if user:
             shutil.chown(folder, user)
         self._run("initdb", "--auth=trust", "--username=tester", "--encoding=UTF8", "--no-instructions",
-                  "--locale-provider=icu", "--icu-locale=en-US", "--no-sync", "-D", str(folder / "data"))  # fmt: skip
+                  "--locale-provider=icu", "--icu-locale=en-US-u-ka-shifted", "--no-sync", "-D", str(folder / "data"))  # fmt: skip
 
     def _run(self, program: str, *arguments: str) -> None:
         options = {"user": self._user, "group": pwd.getpwnam(self._user).pw_gid} if self._user else {}
