@@ -4,7 +4,6 @@ fails. A full disk makes it not ready, room on it makes it ready again."""
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,13 +14,11 @@ from cipherward.coordinator.daemon.core import Core
 from cipherward.coordinator.store.chunks import Segment
 from cipherward.coordinator.store.database import Transaction
 from cipherward.errors import CipherwardError
-from cipherward.monitoring import CHECK_SECONDS
+from cipherward.monitoring import CHECK_SECONDS, LEAST_FREE_BYTES, free_bytes
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
-LEAST_FREE_BYTES = 64 * 2**20
-"""On the disk of the coordinator's folder: below it the service is not ready, though nothing has failed yet."""
 FRESH_SECONDS = 1.0
 """A look is not repeated for this long."""
 CHECKS = ("serving", "credential", "disk", "store", "blobs")
@@ -130,11 +127,3 @@ class Readiness:
         except CipherwardError as error:
             return str(error)
         return ""
-
-
-def free_bytes(folder: Path) -> int:
-    """Free for this process on the folder's disk; 0 where that cannot be told."""
-    try:
-        return shutil.disk_usage(folder).free
-    except OSError:
-        return 0

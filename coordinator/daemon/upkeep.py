@@ -9,12 +9,13 @@ from pathlib import Path
 import structlog
 
 from cipherward.coordinator.daemon.core import Core
-from cipherward.coordinator.daemon.readiness import Readiness, free_bytes
+from cipherward.coordinator.daemon.readiness import Readiness
 from cipherward.coordinator.rounds.events import SitesRevoked
 from cipherward.crypto.pki.armour import Kind, unarmour_signed
 from cipherward.crypto.pki.member_files import STATUS_LIST
 from cipherward.durable import read_file
 from cipherward.errors import CipherwardError
+from cipherward.monitoring import free_bytes
 
 log = structlog.get_logger()
 

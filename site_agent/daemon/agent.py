@@ -9,6 +9,9 @@ from __future__ import annotations
 import resource
 import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -32,12 +35,15 @@ from cipherward.errors import (
     VerificationError,
 )
 from cipherward.ids import Role, check_name
+from cipherward.monitoring import Monitoring
 from cipherward.proto.v1.coordinator_pb2 import HelloReply, StudySnapshot, StudyState
 from cipherward.site_agent.client.channel import open_channel
 from cipherward.site_agent.client.coordinator import CoordinatorClient
 from cipherward.site_agent.daemon.admission import admit
 from cipherward.site_agent.daemon.connection import Connection
+from cipherward.site_agent.daemon.health import Health
 from cipherward.site_agent.daemon.hospital import register_data_sets
+from cipherward.site_agent.daemon.metrics import SiteMetrics
 from cipherward.site_agent.daemon.notify import notify
 from cipherward.site_agent.daemon.rollback import check_own_commit
 from cipherward.site_agent.daemon.site import Site
@@ -68,6 +74,7 @@ class Options:
     coordinator: str
     trainer_socket: Path | None = None
     once_finished: bool = False
+    metrics_port: int | None = None
 
 
 def open_site(options: Options, trainer: Trainer, clock: Clock, log: FilteringBoundLogger) -> Site:
@@ -92,15 +99,23 @@ def open_site(options: Options, trainer: Trainer, clock: Clock, log: FilteringBo
         log=log,
     )
     for warning in member.warnings(clock.now()):
-        log.warning(warning)
+        log.warning("credential", reason=warning)
     return site
 
 
 class Agent:
     """Everything that runs while the daemon runs."""
 
-    def __init__(self, site: Site, client: CoordinatorClient, *, once_finished: bool) -> None:
+    def __init__(
+        self,
+        site: Site,
+        client: CoordinatorClient,
+        *,
+        once_finished: bool,
+        metrics: SiteMetrics | None = None,
+    ) -> None:
         self._site, self._client, self._once_finished = site, client, once_finished
+        self._metrics = metrics or SiteMetrics()
         self._connection = Connection(site, client, self._hello, self._snapshot)
         self._loops: dict[str, StudyLoop] = {}
         self._refused: dict[str, bytes] = {}
@@ -121,8 +136,9 @@ class Agent:
         finally:
             for loop in self._loops.values():
                 loop.stop()
+            deadline = time.monotonic() + STOP_SECONDS
             for loop in self._loops.values():
-                loop.join(STOP_SECONDS / 2)
+                loop.join(max(0.0, deadline - time.monotonic()))
 
     def stop(self) -> None:
         """End ``run`` soon. Safe to call from a signal handler's thread."""
@@ -193,6 +209,7 @@ class Agent:
         else:
             if loop is not None:
                 loop.offer(snapshot)
+        self._metrics.heard(snapshot, admitted=snapshot.study in self._loops)
         self._end_if_finished()
 
     def _loop(self, snapshot: StudySnapshot) -> StudyLoop | None:
@@ -234,9 +251,11 @@ class Agent:
             self._connection.stop()
 
 
-def run(options: Options, clock: Clock, log: FilteringBoundLogger) -> None:
+def run(
+    options: Options, clock: Clock, log: FilteringBoundLogger, metrics: SiteMetrics | None = None
+) -> None:
     """``cipherward site run``: returns after SIGTERM, SIGINT, or the end of all studies if that was asked
-    for.
+    for. ``metrics`` observe the lines of ``log``; without them none are served.
 
     Raises a CipherwardError that says what to do if the site cannot start or must stop.
     """
@@ -250,7 +269,8 @@ def run(options: Options, clock: Clock, log: FilteringBoundLogger) -> None:
         trainer.start()
         site = open_site(options, trainer, clock, log)
         try:
-            _serve(options, site)
+            with _monitored(options, site, metrics):
+                _serve(options, site, metrics)
         finally:
             site.engine.dispose()
     finally:
@@ -259,10 +279,26 @@ def run(options: Options, clock: Clock, log: FilteringBoundLogger) -> None:
         lock.release()
 
 
-def _serve(options: Options, site: Site) -> None:
+@contextmanager
+def _monitored(options: Options, site: Site, metrics: SiteMetrics | None) -> Iterator[None]:
+    if metrics is None or options.metrics_port is None:
+        yield
+        return
+    health = Health(site, metrics)
+    metrics.ask(site, health.is_ready)
+    monitoring = Monitoring(options.metrics_port, metrics.registry, health.alive, health.ready)
+    site.log.info("monitoring", port=monitoring.port)
+    try:
+        yield
+    finally:
+        monitoring.close()
+        health.close()
+
+
+def _serve(options: Options, site: Site, metrics: SiteMetrics | None) -> None:
     register_data_sets(site)
     with open_channel(options.coordinator, site.member.channel_credentials()) as channel:
-        agent = Agent(site, CoordinatorClient(channel), once_finished=options.once_finished)
+        agent = Agent(site, CoordinatorClient(channel), once_finished=options.once_finished, metrics=metrics)
 
         def stop(_number: int, _frame: FrameType | None) -> None:
             site.log.info("stopping")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from typing import TextIO
 
 import structlog
@@ -18,14 +19,26 @@ def _plain(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
     return f"{time} {level:<7} {text}{'  ' + rest if rest else ''}"
 
 
-def make_logger(*, json_lines: bool, stream: TextIO | None = None) -> FilteringBoundLogger:
-    """A logger that writes to ``stream`` (by default standard output), from level INFO."""
+def make_logger(
+    *,
+    json_lines: bool,
+    stream: TextIO | None = None,
+    observe: Callable[[EventDict], None] = lambda _event: None,
+) -> FilteringBoundLogger:
+    """A logger that writes to ``stream`` (by default standard output), from level INFO. ``observe`` sees each line
+    before it is written."""
+
+    def observed(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        observe(event)
+        return event
+
     renderer = structlog.processors.JSONRenderer() if json_lines else _plain
     logger: FilteringBoundLogger = structlog.wrap_logger(
         structlog.WriteLogger(stream or sys.stdout),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%SZ", utc=True),
+            observed,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),

@@ -134,6 +134,17 @@ class Trainer:
         if server is not None:
             _stop(server)
 
+    def answers(self) -> bool:
+        """Whether the server runs. Starts none, and asks for no job."""
+        server = self._server
+        if server is not None:
+            return server.poll() is None
+        try:
+            self._connect().close()
+        except OSError:
+            return False
+        return True
+
     @property
     def pid(self) -> int | None:
         """The process id of the server that this object started."""

@@ -5,10 +5,12 @@ and nothing on it is for others."""
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -23,8 +25,19 @@ CLIENT_SECONDS = 5.0
 CHECK_SECONDS = 10.0
 """For a check to answer; one that does not has failed."""
 
+LEAST_FREE_BYTES = 64 * 2**20
+"""On the disk of a daemon's folder: below it the daemon is not ready, though nothing has failed yet."""
+
 Check = Callable[[], Mapping[str, str]]
 """Checks by name, each empty or the reason that it fails. May block, and may raise TimeoutError."""
+
+
+def free_bytes(folder: Path) -> int:
+    """Free for this process on the folder's disk; 0 where that cannot be told."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
 
 
 def new_registry() -> CollectorRegistry:

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROOTS = ("proto", "crypto", "coordinator", "site_agent", "evaluation")
-BASE = ("ids", "clock", "errors", "durable", "database", "isolated", "__init__")
+BASE = ("ids", "clock", "errors", "durable", "database", "isolated", "monitoring", "__init__")
 # Which part may import which, besides itself.
 ALLOWED = {
     "base": {"base"},

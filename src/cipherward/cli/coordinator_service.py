@@ -20,7 +20,8 @@ def run(
     ] = "0.0.0.0:7443",
     json: Annotated[bool, typer.Option("--json", help='Print {"listening": "HOST:PORT"}.')] = False,
     metrics_port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Serve Prometheus metrics on 127.0.0.1 there.")
+        int | None,
+        typer.Option(min=0, max=65535, help="Serve /metrics, /healthz and /readyz on 127.0.0.1 there."),
     ] = None,
     database: Annotated[str, typer.Option(help="SQLAlchemy URL.  [default: coordinator.db in DIR]")] = "",
     blobs: Annotated[str, typer.Option(help="fsspec URL.  [default: blobs in DIR]")] = "",

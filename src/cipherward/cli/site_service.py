@@ -26,15 +26,21 @@ def run(
         bool, typer.Option("--once-finished", help="End when all studies known here have ended.")
     ] = False,
     json_logs: Annotated[bool, typer.Option("--json-logs", help="Log one JSON object a line.")] = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Serve /metrics, /healthz and /readyz on 127.0.0.1 there."),
+    ] = None,
 ) -> None:
     """Take part in the consortium's studies until SIGTERM or SIGINT. The log goes to standard output."""
     from cipherward.clock import SystemClock
     from cipherward.site_agent.daemon.agent import Options
     from cipherward.site_agent.daemon.agent import run as serve
     from cipherward.site_agent.daemon.logging import make_logger
+    from cipherward.site_agent.daemon.metrics import SiteMetrics
 
-    options = Options(folder, coordinator, trainer_socket, once_finished)
-    serve(options, SystemClock(), make_logger(json_lines=json_logs))
+    metrics = SiteMetrics()
+    options = Options(folder, coordinator, trainer_socket, once_finished, metrics_port)
+    serve(options, SystemClock(), make_logger(json_lines=json_logs, observe=metrics.observe), metrics)
 
 
 def status(folder: Folder = SITE, json: Json = False) -> None:
