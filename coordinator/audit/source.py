@@ -123,6 +123,11 @@ class Source:
         with self._look() as t:
             return t.studies.manifests(study)
 
+    def ending(self, study: str, number: int) -> Signed | None:
+        """The record that ended the round."""
+        with self._look() as t:
+            return t.studies.record(study, number, RECORD_KIND_CLOSE)
+
     def round(self, study: str, number: int) -> RoundLook:
         """What there is of that round."""
         with self._look() as t:

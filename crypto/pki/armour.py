@@ -37,6 +37,7 @@ class Kind(StrEnum):
     STATUS_LIST = "STATUS LIST"
     MANIFEST = "MANIFEST"
     ROOT_KEY = "ROOT KEY"
+    INCLUSION_PROOF = "INCLUSION PROOF"
 
 
 _LIMITS = {
@@ -46,6 +47,7 @@ _LIMITS = {
     Kind.ROOT_KEY: 16 * 2**10,
     Kind.STATUS_LIST: MAX_RECORD_BYTES + 2**10,
     Kind.MANIFEST: MAX_RECORD_BYTES + 2**10,
+    Kind.INCLUSION_PROOF: 4 * MAX_RECORD_BYTES,
 }
 """Largest content of a block, in bytes."""
 

@@ -24,6 +24,7 @@ class _OfStudy(Protocol):
 
 T = TypeVar("T", bound=_OfStudy)
 
+MAX_CHUNK_BYTES = 4 * 2**20
 INSTALLED_SITE = Path("/var/lib/cipherward-site")
 """Where the packaged unit keeps a site."""
 
@@ -85,6 +86,67 @@ def verify(
         print_audits(audits, trusted, compared=bool(fingerprint))
     if not right:
         raise typer.Exit(1)
+
+
+@app.command(
+    epilog="Example: cipherward audit prove --dir hub --study heart --round 3 --site cleveland --chunk 0 "
+    "--out proof.pem"
+)
+def prove(
+    folder: Annotated[Path, typer.Option("--dir", help="The coordinator's folder or a copy of it.")],
+    study: Annotated[str, typer.Option(help="The study.")],
+    number: Annotated[int, typer.Option("--round", min=1, help="The round.")],
+    site: Annotated[str, typer.Option(help="Whose update.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    chunk: Annotated[
+        int | None,
+        typer.Option(min=0, help="Prove this chunk of the update besides.", show_default=False),
+    ] = None,
+    database: Annotated[str, typer.Option(help="SQLAlchemy URL.  [default: coordinator.db in DIR]")] = "",
+    blobs: Annotated[str, typer.Option(help="fsspec URL.  [default: blobs in DIR]")] = "",
+    anchor: AnchorFile = None,
+) -> None:
+    """Write a proof that a site's update is in the sum of a round, for `audit check` anywhere else.
+
+    It holds no ciphertext, and nothing that the sites of the study do not see anyway.
+    """
+    from cipherward.coordinator.audit.prove import prove as make
+    from cipherward.coordinator.audit.source import Source
+    from cipherward.crypto.inclusion import proof_text
+    from cipherward.durable import write_file
+
+    source = Source(folder, database, blobs)
+    (stored,) = _chosen(source.studies(), study, folder)
+    proof = make(source, stored, number, site, chunk, _trusted(anchor or folder / "anchor.pem", ""))
+    text = proof_text(proof)
+    write_file(out, text)
+    typer.echo(f"{out}: {len(text)} bytes, check it with: cipherward audit check {out} --anchor FILE")
+
+
+@app.command(epilog="Example: cipherward audit check proof.pem --anchor anchor.pem --fingerprint '1f2e ...'")
+def check(
+    proof: Annotated[Path, typer.Argument(help="The file that `audit prove` wrote.")],
+    anchor: Annotated[Path, typer.Option(help="Your own copy of the consortium's anchor.pem.")],
+    fingerprint: Fingerprint = "",
+    update: Annotated[
+        Path | None,
+        typer.Option(help="A file with the chunk's bytes: are they the ones proven?", show_default=False),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Check a proof with the consortium's anchor alone: no coordinator, no database, no network."""
+    from cipherward.cli.audit_view import print_proven, proven_to_json
+    from cipherward.crypto.inclusion import MAX_PROOF_TEXT, check_chunk, check_proof, read_proof
+    from cipherward.durable import read_file
+
+    trusted = _trusted(anchor, fingerprint)
+    proven = check_proof(read_proof(read_file(proof, limit=MAX_PROOF_TEXT)), trusted)
+    if update is not None:
+        check_chunk(proven, read_file(update, limit=MAX_CHUNK_BYTES))
+    if json:
+        typer.echo(json_module.dumps(proven_to_json(proven), indent=1))
+    else:
+        print_proven(proven, trusted, compared=bool(fingerprint), update=update is not None)
 
 
 def _trusted(path: Path, fingerprint: str) -> Anchor:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from cipherward.coordinator.audit.verify import Progress as Report
 from cipherward.crypto.audit import StudyAudit
+from cipherward.crypto.inclusion import Proven
 from cipherward.crypto.pki.anchor import Anchor
 from cipherward.crypto.pki.fingerprint import show
 
@@ -85,13 +86,17 @@ def to_json(audit: StudyAudit) -> dict[str, Any]:
     }
 
 
-def print_audits(audits: Sequence[StudyAudit], anchor: Anchor, *, compared: bool) -> None:
-    """For people: what is right, what could not be checked, and last what is wrong."""
+def _print_anchor(anchor: Anchor, *, compared: bool) -> None:
     typer.echo(f"consortium {anchor.consortium}, anchor {show(anchor.fingerprint)}")
     if not compared:
         typer.echo(
             "not checked: that this is the right anchor; compare its fingerprint, or give --fingerprint"
         )
+
+
+def print_audits(audits: Sequence[StudyAudit], anchor: Anchor, *, compared: bool) -> None:
+    """For people: what is right, what could not be checked, and what is wrong."""
+    _print_anchor(anchor, compared=compared)
     for audit in audits:
         _print(audit)
     if not audits:
@@ -115,3 +120,42 @@ def _print(audit: StudyAudit) -> None:
     for number, site in audit.left_out:
         typer.echo(f"  left out of the sum of round {number}: {site}, which had committed")
     typer.echo(f"  transcript after round {audit.ended}: {audit.transcript.hex()}")
+
+
+def proven_to_json(proven: Proven) -> dict[str, Any]:
+    """Plain values."""
+    item = proven.contribution
+    return {
+        "study": proven.study,
+        "round": proven.round,
+        "site": item.site,
+        "attempt": item.attempt,
+        "contributors": list(proven.cohort),
+        "ciphertext_root": item.ciphertext_root.hex(),
+        "chunk": proven.chunk,
+        "leaf_hash": proven.leaf_hash.hex() or None,
+        "transcript": proven.transcript.hex(),
+        "head_round": proven.head_round,
+        "head": proven.head.hex(),
+    }
+
+
+def print_proven(proven: Proven, anchor: Anchor, *, compared: bool, update: bool) -> None:
+    """For people: what a proof proves, and what is left to compare."""
+    _print_anchor(anchor, compared=compared)
+    item = proven.contribution
+    typer.echo(
+        f"{proven.study}, round {proven.round}: {item.site}'s update (attempt {item.attempt}) is in the sum of "
+        f"{len(proven.cohort)}: {', '.join(proven.cohort)}"
+    )
+    typer.echo(f"  ciphertext root {item.ciphertext_root.hex()}")
+    if proven.chunk is not None:
+        given = ", and it is the given file's" if update else ""
+        typer.echo(f"  chunk {proven.chunk} is in it, leaf hash {proven.leaf_hash.hex()}{given}")
+    typer.echo(f"  transcript after round {proven.round}: {proven.transcript.hex()}")
+    if proven.head_round != proven.round:
+        typer.echo(f"  transcript after round {proven.head_round}: {proven.head.hex()}")
+    typer.echo(
+        "not checked: that the sites believe this history; compare a transcript with `cipherward site status --json`"
+        " of any of them"
+    )
