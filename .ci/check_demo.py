@@ -20,6 +20,8 @@ if len(report["sites"]) != 4:
 for entry in report["rounds"]:
     if len(entry["contributors"]) != 4:
         problems.append(f"round {entry['round']} has contributors {entry['contributors']}")
+if report["audit"]["sums_added_up"] != len(report["rounds"]):
+    problems.append(f"audit: {report['audit']}")
 if not report["rounds"]:
     problems.append("no rounds")
 print(

@@ -20,7 +20,7 @@ from cipherward.crypto.labels import Label
 from cipherward.crypto.manifest import build_manifest
 from cipherward.crypto.pki.armour import Kind, armour_signed
 from cipherward.crypto.pki.consortium_folder import ConsortiumFolder, create_consortium
-from cipherward.crypto.pki.member_files import create_member, install_credential
+from cipherward.crypto.pki.member_files import ANCHOR, create_member, install_credential
 from cipherward.crypto.pki.root_key import RootKey
 from cipherward.crypto.pki.site_keys import ensure_sealing_key
 from cipherward.crypto.study_file import StudyFile
@@ -54,6 +54,7 @@ class DemoConsortium:
         self.operator = folder / "operator"
         self.manifest = folder / "manifest.pem"
         self.weights = folder / "initial-weights.f32"
+        self.anchor = folder / "consortium" / ANCHOR
         passphrase = secrets.token_urlsafe(24)
         self._anchor = create_consortium(folder / "consortium", NAME, passphrase, time.time())
         self._admin = ConsortiumFolder(folder / "consortium")

@@ -31,6 +31,26 @@ class RoundResult(BaseModel):
     seconds_after_join: float
 
 
+class AuditResult(BaseModel):
+    """What ``cipherward audit verify`` found right. All hospitals hold the transcript that it found."""
+
+    closed_rounds: int
+    signatures: int
+    """Of sites: joins, commits, model reports."""
+    sums_added_up: int
+    not_added_up: list[str]
+    """Why the other sums were not added up again."""
+    transcript: str
+
+    def text(self) -> str:
+        """For people, in one line."""
+        rest = "".join(f"; the others not: {reason}" for reason in self.not_added_up)
+        return (
+            f"audit: {self.signatures} signatures of sites right, {self.sums_added_up} of {self.closed_rounds} sums "
+            f"added up again and right{rest}; one transcript at all sites, {self.transcript[:16]}"
+        )
+
+
 class DemoResult(BaseModel):
     """The demo's JSON."""
 
@@ -45,6 +65,7 @@ class DemoResult(BaseModel):
     auc_pooled: float
     rounds: list[RoundResult]
     noisy_accuracy: list[float]
+    audit: AuditResult
     seconds_setup: float
     seconds_study: float
     seconds_reference: float

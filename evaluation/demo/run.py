@@ -18,11 +18,12 @@ from cipherward.crypto.suites.registry import suite as find_suite
 from cipherward.crypto.trust_statement import trust_statement
 from cipherward.durable import explained, write_file
 from cipherward.errors import UnavailableError, UsageError
+from cipherward.evaluation.demo.audit import audit
 from cipherward.evaluation.demo.consortium import COORDINATOR, DemoConsortium, DemoSite
 from cipherward.evaluation.demo.processes import Processes
 from cipherward.evaluation.demo.progress import Progress
 from cipherward.evaluation.demo.report import write_report
-from cipherward.evaluation.demo.results import DemoResult, RoundResult, SiteResult
+from cipherward.evaluation.demo.results import AuditResult, DemoResult, RoundResult, SiteResult
 from cipherward.evaluation.demo.study import RunningStudy
 from cipherward.evaluation.demo.table import show_result
 from cipherward.evaluation.output import console as new_console
@@ -196,7 +197,10 @@ def run(options: Options) -> DemoResult:
         progress.step("training the models to compare with")
         reference = compare(sources, options.rounds, defaults.private(sigma).to_json())
         sites = [study.site_status(name) for name in sources]
-    result = _result(options, status, trust, sites, reference, (start, ready, finished, time.monotonic()))
+        progress.step("auditing what the coordinator kept")
+        audited = audit(consortium.coordinator, consortium.anchor, [_own_study(site) for site in sites])
+    times = (start, ready, finished, time.monotonic())
+    result = _result(options, status, trust, sites, reference, audited, times)
     show_result(console, result)
     write_report(result, folder / "report.html")
     if options.json is not None:
@@ -205,16 +209,22 @@ def run(options: Options) -> DemoResult:
     return result
 
 
+def _own_study(site: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = next(entry for entry in site["studies"] if entry["study"] == STUDY)
+    return found
+
+
 def _result(
     options: Options,
     status: StudyStatus,
     trust: str,
     sites: list[dict[str, Any]],
     reference: dict[str, Any],
+    audited: AuditResult,
     times: tuple[float, float, float, float],
 ) -> DemoResult:
     start, ready, finished, end = times
-    studies = [next(entry for entry in site["studies"] if entry["study"] == STUDY) for site in sites]
+    studies = [_own_study(site) for site in sites]
     results = []
     for site, own in zip(sites, studies, strict=True):
         data = next(entry for entry in site["data_sets"] if entry["name"] == own["data_set"])
@@ -239,6 +249,7 @@ def _result(
         auc_pooled=reference["auc_pooled"],
         rounds=round_results(status),
         noisy_accuracy=[entry["accuracy"] for entry in studies[0]["rounds"] if entry["accuracy"] is not None],
+        audit=audited,
         seconds_setup=ready - start,
         seconds_study=finished - ready,
         seconds_reference=end - finished,

@@ -37,6 +37,7 @@ def show_result(console: Console, result: DemoResult) -> None:
         f"{mean['bytes_up_per_param']:.0f} B a parameter up, {mean['bytes_down_per_param']:.0f} down "
         f"(a model of {result.parameters} parameters pays for whole ciphertexts and signatures)"
     )
+    console.print(result.audit.text())
     console.print(
         f"seconds: {result.seconds_setup:.1f} setting up, {result.seconds_study:.1f} the study, "
         f"{result.seconds_reference:.1f} the models to compare with"

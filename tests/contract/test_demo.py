@@ -61,6 +61,12 @@ def test_demo_trains_twice_in_one_folder(tmp_path: Path) -> None:
         assert [entry["round"] for entry in result["rounds"]] == [1, 2]
         assert all(len(entry["contributors"]) == 4 for entry in result["rounds"])
         assert all(entry["bytes_up_per_param"] > 4 for entry in result["rounds"])
+        audit = result["audit"]
+        assert (audit["closed_rounds"], audit["signatures"]) == (2, 2 * 4 * 3)
+        # The demo's machine has every site's key: no place to add up sums of the shared-key suite.
+        assert audit["sums_added_up"] == (2 if suite == "quorum" else 0)
+        assert bool(audit["not_added_up"]) == (suite == "shared-key")
+        assert "audit: 24 signatures" in done.stdout
         page = (workdir / "report.html").read_text()
         assert "switzerland" in page and who in page
         assert "data:image/svg+xml" in page
