@@ -58,6 +58,7 @@ from cipherward.site_agent.state.folder import SiteFolder
 from cipherward.site_agent.state.models import ModelStore
 from cipherward.site_agent.state.opening import open_state
 from cipherward.site_agent.state.studies import REFUSED, StudyStore
+from cipherward.site_agent.state.tidy import tidy
 from cipherward.site_agent.training.client import Trainer
 
 MAX_UNKNOWN_STUDIES = 100
@@ -269,6 +270,7 @@ def run(
         trainer.start()
         site = open_site(options, trainer, clock, log)
         try:
+            tidy(site.folder, site.engine, site.clock)
             with _monitored(options, site, metrics):
                 _serve(options, site, metrics)
         finally:

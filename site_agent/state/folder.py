@@ -56,6 +56,12 @@ class SiteFolder:
         """The journalled update and encrypted chunks of one round; secret."""
         return self.root / "outbox" / study / str(round_number)
 
+    def ended_outboxes(self, study: str, last_ended: int) -> list[Path]:
+        """What is still there of rounds up to ``last_ended``, oldest first."""
+        rounds = (self.root / "outbox" / study).glob("*")
+        numbers = sorted(int(path.name) for path in rounds if path.name.isdecimal())
+        return [self.outbox(study, number) for number in numbers if number <= last_ended]
+
     def prepare(self) -> None:
         """Make the folders; raises EnvironmentProblem."""
         for path in (self.models, self.shared_keys, self.root / "outbox"):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cipherward.crypto.transcript import model_digest
-from cipherward.durable import explained, read_file, write_file
+from cipherward.durable import discard, explained, read_file, write_file
 from cipherward.errors import EnvironmentProblem
 from cipherward.ids import Digest
 
@@ -44,6 +44,10 @@ class ModelStore:
                 fix="Move it away; the agent then fetches the model from another site",
             )
         return weights.astype(np.float32)
+
+    def discard(self, digest: bytes) -> None:
+        """Remove a model that a newer one has replaced. On a failing disk it stays until the agent's next start."""
+        discard(self.path(digest))
 
     def keep_only(self, digests: set[bytes]) -> None:
         """Remove models that nothing refers to any more."""

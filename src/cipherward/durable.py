@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +17,9 @@ from cipherward.errors import EnvironmentProblem
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 TEMPORARY = ".tmp"
-"""How names of files end that are being written."""
+"""How names of files end that are being written; they begin with a dot."""
+STALE_SECONDS = 60.0
+"""A file that nobody has written to for so long, and that should have had its name by then, never gets it."""
 
 
 @contextmanager
@@ -88,6 +91,17 @@ def write_file(path: Path, content: bytes, *, mode: int = 0o644, replace: bool =
             raise
 
 
+def interrupted(folder: Path, now: float) -> list[Path]:
+    """Files in ``folder`` and the folders in it whose writing was interrupted. ``now`` in Unix seconds."""
+    found = []
+    for pattern in (f".*{TEMPORARY}", f"*/.*{TEMPORARY}"):
+        for path in folder.glob(pattern):
+            with suppress(OSError):  # it has its name by now
+                if path.is_file() and path.stat().st_mtime < now - STALE_SECONDS:
+                    found.append(path)
+    return sorted(found)
+
+
 def write_secret(path: Path, content: bytes, *, replace: bool = False) -> None:
     """As ``write_file``, readable by the owner only. By default an existing secret is never overwritten."""
     write_file(path, content, mode=0o600, replace=replace)
@@ -118,7 +132,10 @@ def read_secret(path: Path) -> bytes:
 
 
 class FolderLock:
-    """One running daemon per folder. The kernel lets go of it when the process ends, however it ends."""
+    """One running daemon per folder. The kernel lets go of it when the process ends, however it ends.
+
+    Who takes it removes what a daemon before it was killed over writing.
+    """
 
     def __init__(self, folder: Path, daemon: str) -> None:
         """``daemon``: what runs there, e.g. ``a site agent``. EnvironmentProblem if another process has it."""
@@ -134,6 +151,8 @@ class FolderLock:
                 why="it holds the folder's lock",
                 fix="Stop that one first",
             ) from error
+        for left in interrupted(folder, time.time()):
+            discard(left)
 
     def release(self) -> None:
         """Let go."""

@@ -94,19 +94,10 @@ def fsck(
     blobs: Annotated[str, typer.Option(help="fsspec URL.  [default: blobs in DIR]")] = "",
 ) -> None:
     """Check everything on disk: database, manifests, records, transcript, every stored chunk. Changes nothing."""
-    from cipherward.clock import SystemClock
+    from cipherward.cli.findings import show
     from cipherward.coordinator.fsck import Places, check
-    from cipherward.crypto.pki.store import load_member
-    from cipherward.ids import Role
 
-    member = load_member(folder, Role.COORDINATOR, SystemClock().now())
-    problems = check(Places(folder, database, blobs), member)
-    if json:
-        typer.echo(json_module.dumps({"problems": problems}))
-    else:
-        typer.echo("\n".join(problems) or "no problems found")
-    if problems:
-        raise typer.Exit(1)
+    show(check(Places(folder, database, blobs)), json=json)
 
 
 def add_to(app: typer.Typer) -> None:

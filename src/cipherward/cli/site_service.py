@@ -120,18 +120,10 @@ def export_model(
 
 def fsck(folder: Folder = SITE, json: Json = False) -> None:
     """Check everything on disk: database, ledger, transcript, models, outbox, modes. Changes nothing."""
-    from cipherward.clock import SystemClock
+    from cipherward.cli.findings import show
     from cipherward.site_agent.fsck import check
-    from cipherward.site_agent.offline import open_offline
 
-    with open_offline(folder, SystemClock()) as site:
-        problems = check(site.folder, site.engine, site.ledger)
-    if json:
-        _print_json({"problems": problems})
-    else:
-        typer.echo("\n".join(problems) or "no problems found")
-    if problems:
-        raise typer.Exit(1)
+    show(check(folder), json=json)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -1,7 +1,6 @@
-"""What is on disk: the journal's rules, fsck, the commands' view, the export."""
+"""What is on disk: the journal's rules, the commands' view, the export."""
 
 import json
-import sqlite3
 
 import numpy as np
 import pytest
@@ -12,13 +11,11 @@ from typer.testing import CliRunner
 from cipherward.cli.site_service import add_to
 from cipherward.clock import SystemClock
 from cipherward.database import open_database
-from cipherward.errors import ConflictError, EnvironmentProblem, UsageError
-from cipherward.site_agent import fsck
+from cipherward.errors import ConflictError, UsageError
 from cipherward.site_agent.journal.journal import Journal
 from cipherward.site_agent.offline import open_offline
 from cipherward.site_agent.state.folder import MIGRATIONS
 from cipherward.site_agent.state.metadata import metadata
-from cipherward.site_agent.state.models import ModelStore
 from cipherward.site_agent.status import export_model, status
 
 STUDY = "heart-1"
@@ -70,48 +67,6 @@ def test_what_is_journalled_never_changes(tmp_path_factory, writes):
     engine.dispose()
 
 
-def problems(world):
-    return fsck.check(world.site.folder, world.site.engine, world.site.ledger)
-
-
-def test_fsck_finds_nothing_in_a_healthy_folder_and_names_what_was_broken(finished):
-    world, agent = finished
-    assert problems(world) == []
-    row = agent.study.row()
-
-    path = world.site.models.path(row.model_digest)
-    good = path.read_bytes()
-    path.write_bytes(good[:-1] + b"!")
-    assert any("model of heart-1" in line and "damaged" in line for line in problems(world))
-    with pytest.raises(EnvironmentProblem, match="damaged"):
-        ModelStore(world.site.folder.models).get(row.model_digest)
-    path.write_bytes(good)
-
-    update = world.site.folder.outbox(STUDY, 2) / "update.f32"
-    good = update.read_bytes()
-    update.write_bytes(good[:-1] + b"!")
-    assert any("round 2" in line for line in problems(world))
-    update.write_bytes(good)
-
-    key = agent.keys.path(world.trust)
-    key.chmod(0o644)
-    assert any("chmod 600" in line for line in problems(world))
-    key.chmod(0o600)
-    assert problems(world) == []
-
-    def change(statement, *values):
-        with sqlite3.connect(world.site.folder.database) as connection:
-            connection.execute(statement, values)
-
-    change("UPDATE studies SET transcript = ?", b"t" * 32)
-    assert any(line.startswith("transcript of heart-1") for line in problems(world))
-    change("UPDATE studies SET transcript = ?", row.transcript)
-    change("UPDATE rounds SET closing_record = substr(closing_record, 1, 40) WHERE round = 1")
-    assert problems(world)
-    change("UPDATE ledger_events SET details = '{}' WHERE sequence = 2")
-    assert any(line.startswith("ledger") for line in problems(world))
-
-
 def test_status_shows_study_data_set_and_rounds(finished):
     world, _ = finished
     with open_offline(world.site.folder.root, SystemClock()) as site:
@@ -144,9 +99,6 @@ def test_the_commands_print_tables_and_json(finished):
     found = json.loads(runner.invoke(commands(), ["ledger", "--dir", folder, "--json"]).output)
     assert [event["kind"] for event in found["events"]] == ["register", "reserve", "reserve"]
     assert found["studies"][0]["rounds_left"] > 0
-    assert runner.invoke(commands(), ["fsck", "--dir", folder]).output.strip() == "no problems found"
-    (world.site.folder.root / "patient.key").chmod(0o640)
-    assert isinstance(runner.invoke(commands(), ["fsck", "--dir", folder]).exception, EnvironmentProblem)
 
 
 def test_policy_check_lists_every_reason(finished, tmp_path):
