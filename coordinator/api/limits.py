@@ -109,13 +109,22 @@ class Incoming(Generic[M]):
         self._parse, self._rpc, self._policy, self._alive = parse, rpc, policy, alive
         self.total = 0
         """Bytes so far."""
+        self._idle = _IdleTimer(policy.idle_seconds)
 
     def __aiter__(self) -> Incoming[M]:
         return self
 
     async def __anext__(self) -> M:
         policy, rpc = self._policy, self._rpc
-        content = await idling(rpc, policy, anext(self._messages))
+        self._idle.start()
+        try:
+            content = await anext(self._messages)
+        except asyncio.CancelledError:
+            if self._idle.expired():
+                raise _idle(rpc, policy) from None
+            raise
+        finally:
+            self._idle.stop()
         self._alive()
         if len(content) > policy.max_message:
             raise exceeded(
@@ -152,13 +161,58 @@ async def idling(rpc: str, policy: Policy, turn: Awaitable[T]) -> T:
     except TimeoutError:
         if not timer.expired():
             raise
-        raise exceeded(
-            rpc,
-            "idle_seconds",
-            f"nothing moved on a call of {rpc}",
-            f"{policy.idle_seconds:g}",
-            "Call again: what was stored is kept",
-        ) from None
+        raise _idle(rpc, policy) from None
+
+
+def _idle(rpc: str, policy: Policy) -> LimitError:
+    return exceeded(
+        rpc,
+        "idle_seconds",
+        f"nothing moved on a call of {rpc}",
+        f"{policy.idle_seconds:g}",
+        "Call again: what was stored is kept",
+    )
+
+
+class _IdleTimer:
+    """As ``asyncio.timeout`` around each of many short waits of a task, with one timer for all of them: an upload
+    has thousands of messages a second."""
+
+    def __init__(self, seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._seconds, self._since, self._armed, self._cancelled = seconds, 0.0, False, False
+        self._task: asyncio.Task[object] | None = None
+
+    def start(self) -> None:
+        """A wait of this task begins."""
+        self._since, self._task = self._loop.time(), asyncio.current_task()
+        if not self._armed:
+            self._arm(self._since + self._seconds)
+
+    def stop(self) -> None:
+        """It has ended."""
+        self._task = None
+
+    def expired(self) -> bool:
+        """Whether this wait's cancellation was the timer's, which ends here; any other one goes on."""
+        task, mine = self._task, self._cancelled
+        self._cancelled = False
+        return mine and task is not None and task.uncancel() == 0
+
+    def _arm(self, at: float) -> None:
+        self._armed = True
+        self._loop.call_at(at, self._look)
+
+    def _look(self) -> None:
+        self._armed = False
+        if self._task is None:
+            return  # not waiting: the next wait arms it again
+        due = self._since + self._seconds
+        if self._loop.time() < due:
+            self._arm(due)
+        else:
+            self._cancelled = True
+            self._task.cancel()
 
 
 async def bounded(rpc: str, policy: Policy, work: Awaitable[T]) -> T:

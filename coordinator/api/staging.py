@@ -4,6 +4,7 @@ message is measured when it comes, and looked into only in the thread that makes
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 from cipherward.coordinator.blobs.blobs import Blobs
 from cipherward.coordinator.blobs.writer import SegmentWriter
@@ -23,13 +24,23 @@ def shares_of(view: StudyView, version: Version) -> int:
     return len(view.plan.members)
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a message brought. Taken out of it once: each look into a message copies."""
+
+    index: int
+    data: bytes
+    claimed: bytes
+    """The leaf hash that was sent with it, if one is."""
+
+
 class Stage(ABC):
     """Messages of one chunk set: taken in order, written in segments."""
 
     def __init__(self, name: str, stored: int, blobs: Blobs) -> None:
         self.name, self.stored = name, stored
         self._writer = SegmentWriter(blobs, stored)
-        self._pending: list[UploadMessage] = []
+        self._pending: list[Part] = []
         self.received = stored
         """Messages taken so far, those of earlier calls included."""
         self.waiting = 0
@@ -40,13 +51,13 @@ class Stage(ABC):
         """Accept the next message by its place and size; raises FormatError or ProtocolError."""
 
     @abstractmethod
-    def _check(self, message: UploadMessage) -> tuple[bytes, bytes]:
-        """The bytes to store and their leaf hash, once their structure is checked; raises FormatError."""
+    def _check(self, part: Part) -> bytes:
+        """Its leaf hash, once its structure is checked; raises FormatError."""
 
-    def _accept(self, message: UploadMessage, size: int) -> None:
-        self._pending.append(message)
+    def _accept(self, part: Part) -> None:
+        self._pending.append(part)
         self.received += 1
-        self.waiting += size
+        self.waiting += len(part.data)
 
     def _in_order(self, what: str, index: int) -> None:
         if index != self.received:
@@ -55,19 +66,19 @@ class Stage(ABC):
                 fix="Ask GetUploadState where to resume",
             )
 
-    def cut(self) -> list[UploadMessage]:
+    def cut(self) -> list[Part]:
         """What was taken and not yet written; it is for ``write`` from here on."""
-        part, self._pending, self.waiting = self._pending, [], 0
-        return part
+        parts, self._pending, self.waiting = self._pending, [], 0
+        return parts
 
-    def write(self, part: list[UploadMessage]) -> Segment | None:
+    def write(self, parts: list[Part]) -> Segment | None:
         """Make durable what was cut; None if that is nothing. Blocks, and may run beside ``take`` in another
         thread.
 
         Raises FormatError for bytes of a wrong structure, EnvironmentProblem.
         """
-        for message in part:
-            self._writer.add(*self._check(message))
+        for part in parts:
+            self._writer.add(part.data, self._check(part))
         return self._writer.flush()
 
 
@@ -77,24 +88,26 @@ class ChunkStage(Stage):
     def __init__(self, name: str, stored: int, blobs: Blobs, version: Version) -> None:
         super().__init__(name, stored, blobs)
         self._version = version
-        self.total = version.params.chunk_count(version.length)
+        self.total = len(version.chunk_sizes)
 
     def take(self, message: UploadMessage) -> None:
         """The next chunk, of its exact size."""
-        self._in_order("chunk", message.index)
-        if message.index >= self.total:
+        index, data = message.index, message.data
+        self._in_order("chunk", index)
+        if index >= self.total:
             raise FormatError(f"an update of this study has {self.total} chunks")
-        if len(message.data) != self._version.params.upload_chunk_bytes(message.index, self._version.length):
-            raise FormatError(f"chunk {message.index} has {len(message.data)} bytes, not its size")
-        self._accept(message, len(message.data))
+        if len(data) != self._version.chunk_sizes[index]:
+            raise FormatError(f"chunk {index} has {len(data)} bytes, not its size")
+        self._accept(Part(index, data, message.leaf_hash))
 
-    def _check(self, message: UploadMessage) -> tuple[bytes, bytes]:
-        if leaf_hash(message.data) != message.leaf_hash:
+    def _check(self, part: Part) -> bytes:
+        leaf = leaf_hash(part.data)
+        if leaf != part.claimed:
             raise FormatError(
-                f"chunk {message.index} does not have the digest sent with it", why="it was damaged"
+                f"chunk {part.index} does not have the digest sent with it", why="it was damaged"
             )
-        self._version.params.check_upload_chunk(message.data, message.index, self._version.length)
-        return message.data, message.leaf_hash
+        self._version.params.check_upload_chunk(part.data, part.index, self._version.length)
+        return leaf
 
 
 class ShareStage(Stage):
@@ -116,16 +129,17 @@ class ShareStage(Stage):
         if not message.HasField("share") or message.data or message.leaf_hash:
             raise FormatError("a message with something else came among the shares")
         share = message.share
+        index, sealed = share.index, share.sealed
         if share.inclusion or share.HasField("commit"):
             raise FormatError("an uploaded share comes without proof and commit")
-        self._in_order("share", share.index)
-        if share.index >= self.total:
+        self._in_order("share", index)
+        if index >= self.total:
             raise FormatError(f"an update of this round has {self.total} shares")
-        if len(share.sealed) != SEALED_SHARE_BYTES:
+        if len(sealed) != SEALED_SHARE_BYTES:
             raise FormatError(
-                f"a sealed share has {len(share.sealed)} bytes", why=f"it must have {SEALED_SHARE_BYTES}"
+                f"a sealed share has {len(sealed)} bytes", why=f"it must have {SEALED_SHARE_BYTES}"
             )
-        self._accept(message, len(share.sealed))
+        self._accept(Part(index, sealed, b""))
 
-    def _check(self, message: UploadMessage) -> tuple[bytes, bytes]:
-        return message.share.sealed, leaf_hash(message.share.sealed)
+    def _check(self, part: Part) -> bytes:
+        return leaf_hash(part.data)

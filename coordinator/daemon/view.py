@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from cipherward.coordinator.rounds.state import Rules, State, StudyRules
 from cipherward.crypto.records import Plan, StudyTrust
 from cipherward.crypto.suites.base import KeyLifetime, SuiteParams
+from cipherward.crypto.suites.payload import upload_sizes
 from cipherward.errors import IdentityError
 from cipherward.ids import Digest
 from cipherward.proto.v1.common_pb2 import Signed
@@ -27,6 +29,11 @@ class Version:
     def number(self) -> int:
         """1, 2, ..."""
         return self.trust.manifest.version
+
+    @cached_property
+    def chunk_sizes(self) -> Sequence[int]:
+        """Bytes of each chunk of an update."""
+        return upload_sizes(self.params, self.length)
 
     def rules(self) -> Rules:
         """What the state machine needs of it."""
