@@ -1,0 +1,41 @@
+"""The simulation can fail: every one of these mistakes is found by it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from sim_mutants import MUTANTS
+from sim_operations import history, operations
+from sim_world import World
+
+LISTS = 1500
+"""Bounded: a mistake that takes more to be found counts as not found."""
+
+
+def breaks(suites: tuple[bool, bool]) -> bool:
+    """Whether an invariant breaks in one of so many histories."""
+
+    @settings(
+        max_examples=LISTS,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+    )
+    @seed(1)
+    @given(operations)
+    def histories(ops) -> None:
+        history(World(*suites), ops)
+
+    try:
+        histories()
+    except Exception:  # an invariant, or the world came apart
+        return True
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mistake_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    MUTANTS[name](monkeypatch)
+    assert breaks((False, True))
