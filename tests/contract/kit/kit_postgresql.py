@@ -1,7 +1,7 @@
 """A PostgreSQL of the tests' own: a fresh cluster in a temporary folder, on a Unix socket there, without TCP.
 
-Its settings are PostgreSQL's own, fsync included. Text is sorted as in a dictionary, not by code point: code that relies
-on the order of names must not rely on the database for it.
+Its settings are PostgreSQL's own, fsync included. Text is sorted as in a dictionary, not by code point: code that
+relies on the order of names must not rely on the database for it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class PrivatePostgresql:
         if user:
             shutil.chown(folder, user)
         self._run("initdb", "--auth=trust", "--username=tester", "--encoding=UTF8", "--no-instructions",
-                  "--locale-provider=icu", "--icu-locale=en-US-u-ka-shifted", "--no-sync", "-D", str(folder / "data"))  # fmt: skip
+                  "--locale-provider=icu", "--icu-locale=en-US-u-ka-shifted",
+                  "--no-sync", "-D", str(folder / "data"))  # fmt: skip
 
     def _run(self, program: str, *arguments: str) -> None:
         options = {"user": self._user, "group": pwd.getpwnam(self._user).pw_gid} if self._user else {}
@@ -122,6 +123,13 @@ class PrivatePostgresql:
         """End all sessions on that database, and wait until they have."""
         sessions = f"FROM pg_stat_activity WHERE datname = '{name_of(url)}'"
         self.psql(f"SELECT pg_terminate_backend(pid, 10000) {sessions}")
+
+    def copy(self, source: str, target: str) -> None:
+        """``pg_dump`` of the one while it is used, ``pg_restore`` to the other, which is empty."""
+        dump = self.folder / f"{name_of(source)}.dump"
+        login = ["-h", str(self.folder), "-U", "tester"]
+        self._run("pg_dump", *login, "--format=custom", "-f", str(dump), name_of(source))
+        self._run("pg_restore", *login, "--no-owner", "--exit-on-error", "-d", name_of(target), str(dump))
 
     def new_database(self) -> str:
         """The URL of an empty database."""
