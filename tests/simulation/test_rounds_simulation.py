@@ -1,6 +1,7 @@
-"""Random histories of two studies at once, shrunk to their core where an invariant breaks: sites that join, train, upload,
-commit, acknowledge, answer and report over a network that loses, delays, repeats and reorders; a coordinator and sites
-that die before or after any transaction; deadlines, reboots, a wall clock that jumps, revocations, forgers, versions.
+"""Random histories of two studies at once, shrunk to their core where an invariant breaks: sites that join, train,
+upload, commit, acknowledge, answer and report over a network that loses, delays, repeats and reorders; a coordinator
+and sites that die before or after any transaction; deadlines, reboots, a wall clock that jumps, revocations, forgers,
+versions.
 
 2,000 lists by default. For many, each from fresh randomness, with what they reached:
 
@@ -66,7 +67,8 @@ def test_every_invariant_holds_in_every_history(suites: str) -> None:
     reached: Counter[str] = Counter()
     for batch in range(max(1, LISTS // len(SUITES) // BATCH)):
         reached += simulate(SUITES[suites], BATCH, batch if "CI" in os.environ else None)
-    print(f"\n{suites}:", ", ".join(f"{kind} {count}" for kind, count in sorted(reached.items())))
+        print(f"\r{suites}: {reached['lists']} lists", end="", flush=True)
+    print(", ".join(f" {kind} {count}" for kind, count in sorted(reached.items())))
     shallow = {kind for kind, least in DEEP.items() if 100 * reached[kind] < least * reached["lists"]}
     assert not shallow, f"the histories do not go deep enough: {shallow} in {reached}"
 

@@ -1,6 +1,6 @@
-"""Sees what is sent, answered, stored and signed in a simulated world, and what must hold of it. Every ``assert`` here
-is an invariant; contributions are distinct powers of 4, so that in a sum's base-4 digits a double count shows as a 2 and
-an update that does not belong as a digit that must not be there."""
+"""Sees what is sent, answered, stored and signed in a simulated world, and what must hold of it. Every ``assert``
+here is an invariant; contributions are distinct powers of 4, so that in a sum's base-4 digits a double count shows as
+a 2 and an update that does not belong as a digit that must not be there."""
 
 from __future__ import annotations
 
