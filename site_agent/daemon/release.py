@@ -9,6 +9,7 @@ from sqlalchemy import update
 from cipherward.crypto.labels import Label
 from cipherward.crypto.records import Closed, StudyTrust
 from cipherward.crypto.signing import record_digest
+from cipherward.crypto.suites.base import KeyLifetime
 from cipherward.crypto.suites.payload import OpenedSum, split
 from cipherward.errors import (
     LimitError,
@@ -17,6 +18,7 @@ from cipherward.errors import (
     VerificationError,
 )
 from cipherward.proto.v1.common_pb2 import Signed
+from cipherward.proto.v1.coordinator_pb2 import RecordKind
 from cipherward.proto.v1.round_pb2 import ModelReport
 from cipherward.site_agent.daemon.constants import training_constants
 from cipherward.site_agent.daemon.protection import Protection
@@ -77,8 +79,23 @@ class Release:
                     fix="Restore the newest backup of the site's folder",
                 )
         elif entry.commit_record is not None:
-            self._study.log.warning("this site's update was left out of the sum", round=round_number)
-            self._study.journal.incident(round_number, "this site committed and was left out of the sum")
+            reason = self._why_left_out(round_number, entry.commit_record)
+            self._study.log.warning(
+                "this site's update was left out of the sum", round=round_number, reason=reason
+            )
+            self._study.journal.incident(
+                round_number, f"this site committed and was left out of the sum: {reason}", closed.signed
+            )
+
+    def _why_left_out(self, round_number: int, commit: bytes) -> str:
+        """What a site can know of it: whether the coordinator has the commit, and what that means in the suite."""
+        study = self._study
+        shown = study.client.record(study.name, round_number, RecordKind.RECORD_KIND_COMMIT)
+        if shown is None or shown.payload != Signed.FromString(commit).payload:
+            return "the coordinator does not have the commit, it came too late"
+        if study.trust(round_number).key_lifetime is KeyLifetime.ATTEMPT:
+            return "the coordinator has the commit; other members did not open the shares that came with it"
+        return "the coordinator has the commit, and no rule of the suite lets it leave one out"
 
     def _applies(self, round_number: int) -> bool:
         record, _ = self._study.round_record(round_number)

@@ -22,6 +22,7 @@ from cipherward.proto.v1 import round_pb2 as rp
 from cipherward.site_agent.daemon.agent import Agent
 from cipherward.site_agent.daemon.relay import seal_item
 from cipherward.site_agent.daemon.rollback import check_own_commit
+from cipherward.site_agent.status import study_status
 from cipherward.site_agent.strategy.fedavg import server_step
 
 STUDY = "heart-1"
@@ -368,8 +369,41 @@ def test_left_out_of_the_sum_is_reported_and_the_model_is_taken(world):
     world.close(agent, 1, updates)
     agent.release.catch_up(1, 1)
     assert agent.study.row().model_round == 1
-    assert incidents(world) == ["this site committed and was left out of the sum"]
+    (incident,) = incidents(world)
+    assert incident.endswith(": the coordinator does not have the commit, it came too late")
     assert world.site.ledger.head().sequence == 3  # registered, reserved, lost
+
+
+def test_a_coordinator_that_has_the_commit_and_leaves_it_out_is_named(world):
+    agent = world.admit()
+    updates = world.to_close(agent, 1)
+    del updates["alpha"]
+    world.put(0, cp.RECORD_KIND_COMMIT, world.coordinator.commits[-1])
+    world.close(agent, 1, updates)
+    agent.release.catch_up(1, 1)
+    (incident,) = incidents(world)
+    assert "this site committed and was left out of the sum" in incident
+    assert "no rule of the suite lets it leave one out" in incident
+    entry = study_status(world.site.engine, world.site.clock, agent.study.name)["rounds"][0]
+    assert "alpha" not in entry["contributors"] and entry["ciphertext_root"] and entry["transcript"]
+
+
+def test_a_close_record_with_another_root_than_the_journals_is_refused(world):
+    """Whoever has the site's signing key, or an older copy of its state, could commit something else in its name."""
+    agent = world.admit()
+    world.to_close(agent, 1)
+    signed = world.coordinator.records[1, cp.RECORD_KIND_CLOSE]
+    close = rp.CloseRecord.FromString(signed.payload)
+    (ours,) = [item for item in close.contributions if item.site == "alpha"]
+    commit = rp.Commit.FromString(ours.commit.payload)
+    commit.ciphertext_root = ours.ciphertext_root = b"r" * 32
+    ours.commit.CopyFrom(world.sign("alpha", Label.COMMIT, commit))
+    world.put(1, cp.RECORD_KIND_CLOSE, world.sign("hub", Label.CLOSE_RECORD, close))
+    with pytest.raises(
+        VerificationError, match="counts a commit of this site that its journal does not have"
+    ):
+        agent.release.catch_up(1, 1)
+    assert agent.study.row().transcript_round == 0
 
 
 def test_a_counted_commit_that_the_journal_does_not_know_stops_the_site(world):
