@@ -6,10 +6,10 @@ What comes back is not believed here: callers verify it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
@@ -41,6 +41,9 @@ from cipherward.proto.v1.coordinator_pb2 import (
 from cipherward.proto.v1.coordinator_pb2_grpc import CoordinatorStub
 from cipherward.site_agent.client.errors import translated
 
+R = TypeVar("R")
+
+HELLO_SECONDS = 10.0
 CALL_SECONDS = 30.0
 STREAM_SECONDS = 3600.0
 """For transfers of models and sums; a broken connection shows by keepalive long before."""
@@ -51,40 +54,51 @@ class CoordinatorClient:
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._stub = CoordinatorStub(channel)
-        self._streams: set[Any] = set()
+        self._calls: set[Any] = set()
         self._lock = threading.Lock()
         self._closed = False
 
-    def cancel_streams(self) -> None:
-        """Break off every stream, now and from now on: the agent stops."""
+    def cancel(self) -> None:
+        """Break off every call, now and from now on: the agent stops."""
         with self._lock:
             self._closed = True
-            streams = list(self._streams)
-        for stream in streams:
-            stream.cancel()
+            calls = list(self._calls)
+        for call in calls:
+            call.cancel()
 
-    def _stream(self, call: Any) -> Generator[Any, None, None]:
+    @contextmanager
+    def _followed(self, call: Any) -> Iterator[Any]:
+        """Have ``cancel`` break off ``call`` too; raises our errors for gRPC's inside the block."""
         with self._lock:
-            if self._closed:
-                call.cancel()
-            self._streams.add(call)
+            self._calls.add(call)
+            closed = self._closed
         try:
+            if closed:
+                call.cancel()
             with translated():
-                yield from call
+                yield call
         finally:
             call.cancel()
             with self._lock:
-                self._streams.discard(call)
+                self._calls.discard(call)
+
+    def _stream(self, call: Any) -> Generator[Any, None, None]:
+        with self._followed(call):
+            yield from call
+
+    def _unary(self, method: Callable[..., R], request: object, seconds: float = CALL_SECONDS) -> R:
+        stub: Any = method  # of gRPC: beside being called it starts calls that can be broken off
+        with self._followed(stub.future(request, timeout=seconds)) as call:
+            reply: R = call.result()
+        return reply
 
     def hello(self, request: HelloRequest) -> HelloReply:
         """Versions, clocks, status list, studies. Waits for the connection for a few seconds."""
-        with translated():
-            return self._stub.Hello(request, timeout=10.0, wait_for_ready=False)
+        return self._unary(self._stub.Hello, request, HELLO_SECONDS)
 
     def status_list(self) -> Signed:
         """The newest status list that the coordinator has."""
-        with translated():
-            return self._stub.GetStatusList(GetStatusListRequest(), timeout=CALL_SECONDS)
+        return self._unary(self._stub.GetStatusList, GetStatusListRequest())
 
     def watch(self) -> Iterator[StudySnapshot]:
         """Snapshots as they change, without end; breaks off with UnavailableError."""
@@ -92,10 +106,7 @@ class CoordinatorClient:
 
     def manifest(self, study: str, version: int = 0) -> Signed:
         """The signed manifest of that version (0: the newest)."""
-        with translated():
-            return self._stub.GetManifest(
-                GetManifestRequest(study=study, version=version), timeout=CALL_SECONDS
-            )
+        return self._unary(self._stub.GetManifest, GetManifestRequest(study=study, version=version))
 
     def initial_weights(self, study: str, version: int, size: int) -> bytes:
         """The initial weights, exactly ``size`` bytes; raises FormatError for any other number."""
@@ -113,30 +124,25 @@ class CoordinatorClient:
         """A signed record of the round, or None if there is none."""
         request = GetRecordRequest(study=study, round=round_number, kind=kind)
         try:
-            with translated():
-                return self._stub.GetRecord(request, timeout=CALL_SECONDS)
+            return self._unary(self._stub.GetRecord, request)
         except NotFoundError:
             return None
 
     def post_join(self, study: str, record: Signed) -> None:
         """Ready to upload."""
-        with translated():
-            self._stub.PostJoin(PostRequest(study=study, record=record), timeout=CALL_SECONDS)
+        self._unary(self._stub.PostJoin, PostRequest(study=study, record=record))
 
     def upload_state(self, header: UploadHeader) -> UploadState:
         """How much of the attempt the coordinator has stored durably."""
-        with translated():
-            return self._stub.GetUploadState(header, timeout=CALL_SECONDS)
+        return self._unary(self._stub.GetUploadState, header)
 
     def upload(self, messages: Iterable[UploadMessage]) -> UploadState:
         """Stream chunks and shares; returns what is stored durably."""
-        with translated():
-            return self._stub.Upload(iter(messages), timeout=STREAM_SECONDS)
+        return self._unary(self._stub.Upload, iter(messages), STREAM_SECONDS)
 
     def post_commit(self, study: str, record: Signed) -> None:
         """The update exists from here on."""
-        with translated():
-            self._stub.PostCommit(PostRequest(study=study, record=record), timeout=CALL_SECONDS)
+        self._unary(self._stub.PostCommit, PostRequest(study=study, record=record))
 
     def shares(self, study: str, round_number: int, most: int) -> Iterator[ShareMessage]:
         """The sealed shares addressed to this site; the first ``most``, whatever else is sent."""
@@ -145,13 +151,11 @@ class CoordinatorClient:
 
     def post_acknowledgement(self, study: str, record: Signed) -> None:
         """Which shares opened."""
-        with translated():
-            self._stub.PostAcknowledgement(PostRequest(study=study, record=record), timeout=CALL_SECONDS)
+        self._unary(self._stub.PostAcknowledgement, PostRequest(study=study, record=record))
 
     def post_answer(self, request: PostAnswerRequest) -> None:
         """The one answer of the round."""
-        with translated():
-            self._stub.PostAnswer(request, timeout=CALL_SECONDS)
+        self._unary(self._stub.PostAnswer, request)
 
     def answers(self, study: str, round_number: int, most: int) -> Iterator[AnswerMessage]:
         """The members' answers, each with the key sealed to this site; the first ``most``."""
@@ -165,8 +169,7 @@ class CoordinatorClient:
 
     def post_sum_check(self, study: str, record: Signed) -> None:
         """Chunks of the sum that this site added up itself."""
-        with translated():
-            self._stub.PostSumCheck(PostRequest(study=study, record=record), timeout=CALL_SECONDS)
+        self._unary(self._stub.PostSumCheck, PostRequest(study=study, record=record))
 
     def sum_checks(self, study: str, round_number: int, most: int) -> Iterator[Signed]:
         """The members' sum checks; the first ``most``."""
@@ -185,8 +188,7 @@ class CoordinatorClient:
 
     def post_model_report(self, study: str, record: Signed) -> None:
         """The model that this site has."""
-        with translated():
-            self._stub.PostModelReport(PostRequest(study=study, record=record), timeout=CALL_SECONDS)
+        self._unary(self._stub.PostModelReport, PostRequest(study=study, record=record))
 
     def model_reports(self, study: str, round_number: int, most: int) -> Iterator[Signed]:
         """What the sites reported after the round; the first ``most``, whatever else is sent."""
@@ -195,8 +197,7 @@ class CoordinatorClient:
 
     def put_relay(self, messages: Iterable[RelayMessage]) -> None:
         """Leave a sealed item for another site."""
-        with translated():
-            self._stub.PutRelay(iter(messages), timeout=STREAM_SECONDS)
+        self._unary(self._stub.PutRelay, iter(messages), STREAM_SECONDS)
 
     def get_relay(self, study: str, kind: int, sender: str = "") -> Iterator[RelayMessage]:
         """A sealed item for this site: the signed item first, then its body. Nothing if there is none yet."""
@@ -208,7 +209,4 @@ class CoordinatorClient:
 
     def request_model(self, study: str, round_number: int) -> None:
         """Ask the other sites for the newest model; ``round_number``: the last whose model this site has."""
-        with translated():
-            self._stub.RequestModel(
-                RequestModelRequest(study=study, round=round_number), timeout=CALL_SECONDS
-            )
+        self._unary(self._stub.RequestModel, RequestModelRequest(study=study, round=round_number))

@@ -101,3 +101,5 @@ def translated() -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         raise translate(error) from error
+    except grpc.FutureCancelledError as error:
+        raise UnavailableError("a call to the coordinator was broken off", why="this site did so") from error

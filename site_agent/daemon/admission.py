@@ -42,7 +42,7 @@ def admit(site: Site, client: CoordinatorClient, study: str, announced: bytes) -
         site.studies.row(study) is None
         or not site.models.path(trust.manifest.initial_weights_digest).exists()
     ):
-        _fetch_initial_weights(site, client, trust)
+        fetch_initial_weights(site, client, trust)
     site.studies.accept(accepted, data_set)
     site.log.info(
         "study admitted",
@@ -85,7 +85,8 @@ def _check_library(trust: StudyTrust) -> None:
         )
 
 
-def _fetch_initial_weights(site: Site, client: CoordinatorClient, trust: StudyTrust) -> None:
+def fetch_initial_weights(site: Site, client: CoordinatorClient, trust: StudyTrust) -> None:
+    """Store the initial weights that the manifest names; raises VerificationError for any others."""
     manifest = trust.manifest
     content = client.initial_weights(manifest.study, manifest.version, 4 * manifest.parameter_count)
     weights = np.frombuffer(content, dtype="<f4").astype(np.float32)

@@ -78,7 +78,7 @@ class Connection:
     def stop(self) -> None:
         """End ``run``."""
         self._stopping.set()
-        self._client.cancel_streams()
+        self._client.cancel()
 
     def run(self) -> None:
         """Until ``stop``. Raises what no later try mends: IdentityError for this site's own certificate

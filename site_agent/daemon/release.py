@@ -24,6 +24,7 @@ from cipherward.site_agent.daemon.constants import training_constants
 from cipherward.site_agent.daemon.protection import Protection
 from cipherward.site_agent.daemon.study import Study
 from cipherward.site_agent.daemon.sums import Sums
+from cipherward.site_agent.state.studies import StudyRow
 from cipherward.site_agent.state.tables import studies
 from cipherward.site_agent.strategy.fedavg import server_step
 from cipherward.site_agent.training.metrics import decode
@@ -129,10 +130,15 @@ class Release:
                 why=f"this hospital's policy wants at least {site.policy.minimum_cohort}",
             )
         opened = self._open(round_number, trust, closed)
-        before = site.models.get(study.row().model_digest)
+        row = study.row()
+        before = site.models.get(row.model_digest)
         after = server_step(before, opened.update, trust.manifest, closed.cohort)
         figures = decode(opened.metrics, training_constants(trust.manifest, site.name))
         digest = site.models.put(after)
+        entry = study.journal.entry(round_number)
+        if entry.started and site.name not in closed.cohort:
+            # Before the transaction, and idempotent: a crash between the two repeats it.
+            study.mark_lost(round_number)
         with site.engine.begin() as connection:
             study.chain(connection, round_number, closed)
             study.journal.write_in(
@@ -148,6 +154,7 @@ class Release:
                 .where(studies.c.study == study.name)
                 .values(model_round=round_number, model_digest=digest)
             )
+        self._drop_former(row)
         study.outbox(round_number).discard()
         study.log.info(
             "round finished",
@@ -156,9 +163,18 @@ class Release:
             loss=round(figures.loss, 4),
             accuracy=round(figures.accuracy, 4),
         )
-        entry = study.journal.entry(round_number)
-        if entry.started and site.name not in closed.cohort:
-            study.mark_lost(round_number)
+
+    def _drop_former(self, row: StudyRow) -> None:
+        """The model before ``row``'s, which stays until the next round has one as well: a round that too few could
+        open is given up, and the study goes back (``standing``)."""
+        study, site = self._study, self._study.site
+        if study.journal.entry(row.model_round).round_record is None:
+            return  # the initial model, or one of a round that this site knows by its ending only
+        former = study.round_record(row.model_round)[0].model_digest
+        # An initial one stays: another study may be about to begin from it.
+        initial = study.versions().trusts[0].manifest.initial_weights_digest
+        if former not in {row.model_digest, initial, *site.studies.models_in_use()}:
+            site.models.discard(former)
 
     def _open(self, round_number: int, trust: StudyTrust, closed: Closed) -> OpenedSum:
         total = self._sums.get(round_number, closed)

@@ -1,6 +1,9 @@
 """A site that was away, or whose model differs from the others', takes the model over from a peer: sealed
 to its long-term key, and believed only if enough members of the last U signed for its digest. A site that
-has the model seals it for those that ask."""
+has the model seals it for those that ask.
+
+Which model that is, ``standing`` says: that of the last closed round whose sum was opened.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,19 @@ from collections import Counter
 import numpy as np
 
 from cipherward.clock import Clock
-from cipherward.crypto.labels import Label
-from cipherward.crypto.records import StudyTrust, agreement_needed, verify_model_report
-from cipherward.crypto.signing import record_digest
-from cipherward.crypto.suites.base import KeyLifetime
+from cipherward.crypto.records import StudyTrust, agreement_needed
 from cipherward.crypto.transcript import model_digest
 from cipherward.errors import LateError, UnavailableError, VerificationError
-from cipherward.proto.v1.common_pb2 import Signed
-from cipherward.proto.v1.round_pb2 import ModelReport, RelayItem
+from cipherward.proto.v1.round_pb2 import RelayItem
 from cipherward.site_agent.daemon.relay import open_item, seal_item
 from cipherward.site_agent.daemon.revocation import is_site_in_force
+from cipherward.site_agent.daemon.standing import Standing
 from cipherward.site_agent.daemon.study import Study
 from cipherward.site_agent.journal.journal import Entry
 
 TURN_SECONDS = 5.0
 """How long the next site waits for the one before it to send a model that someone asks for."""
 REPEAT_SECONDS = 30.0
-REPORTS_A_SITE = 4
-"""Reports read at the most, for each site of the roster: a site may have corrected its own."""
 LEAST_TO_OVERRIDE = 2
 """Other sites that must agree before this site gives up a model it has: one alone proves nothing against a sum
 that was verified here."""
@@ -37,37 +35,21 @@ class Resync:
 
     def __init__(self, study: Study, clock: Clock) -> None:
         self._study, self._clock = study, clock
+        self._standing = Standing(study)
         self._asked: dict[tuple[str, int], float] = {}
         self._sent: dict[tuple[str, int], float] = {}
 
     def agreed(self, last: Entry) -> tuple[bytes, int] | None:
         """The digest that enough *other* members of the last U reported after that round and how many they
-        are, or None.
-
-        Reports with a bad signature, of other rounds or of sites outside U do not count.
-        """
-        study = self._study
-        trust = study.trust(last.round)
-        others = [name for name in last.cohort if name != study.site.name]
-        close = record_digest(Label.CLOSE_RECORD, Signed.FromString(last.closing_record or b""))
-        votes: dict[str, bytes] = {}
-        # Doubles and forgeries are passed over below; a stream without end is not.
-        most = REPORTS_A_SITE * len(trust.sites)
-        for signed in study.client.model_reports(study.name, last.round, most):
-            name = signed.signer.rpartition("/")[2]
-            if name not in others:
-                continue
-            try:
-                report: ModelReport = verify_model_report(signed, trust, last.round, name)
-            except VerificationError as error:
-                study.log.warning("a model report is refused", sender=name, error=str(error))
-                continue
-            if report.close_digest == close:
-                votes[name] = report.model_digest
+        are, or None."""
+        others = [name for name in last.cohort if name != self._study.site.name]
+        votes = self._standing.votes(last)
+        votes.pop(self._study.site.name, None)
         if not votes:
             return None
         digest, count = Counter(votes.values()).most_common(1)[0]
-        return (digest, count) if count >= agreement_needed(trust.manifest.colluders, len(others)) else None
+        needed = agreement_needed(self._study.trust(last.round).manifest.colluders, len(others))
+        return (digest, count) if count >= needed else None
 
     def ensure_model(self, current_round: int, *, ended: bool = False) -> None:
         """Have the model after the last closed round, fetching it from a peer if this site has another one.
@@ -77,14 +59,15 @@ class Resync:
         the model that this one has; VerificationError for a model that is not the agreed one.
         """
         study = self._study
-        last, row = study.journal.last_closed(), study.row()
+        last, row = self._standing.round(current_round, ended=ended), study.row()
         if last is None:
+            if row.model_round:
+                self._standing.go_back(None)
             return
         agreed, count = self.agreed(last) or (None, 0)
         if row.model_round == last.round and (agreed is None or agreed == row.model_digest):
             return
-        if agreed is None and self._never_opened(current_round, last, ended=ended):
-            study.log.warning("no model came of the round", round=last.round)
+        if row.model_round > last.round and self._standing.go_back(last):
             return
         if agreed is None:
             raise UnavailableError(
@@ -106,17 +89,6 @@ class Resync:
                 last.round, "this site's model differed from the one that the others agreed on"
             )
         self._take_over(current_round, last, agreed)
-
-    def _never_opened(self, current_round: int, last: Entry, *, ended: bool) -> bool:
-        """Quorum: whether too few sites answered after the close, so that the study goes on, or ended, with the
-        model from before. The next round's signed record says so; after the last round there is none."""
-        trust = self._study.trust(last.round)
-        if trust.key_lifetime is not KeyLifetime.ATTEMPT:
-            return False
-        if current_round == last.round:
-            return ended
-        record, _ = self._study.round_record(current_round)
-        return bool(record.model_digest == self._study.row().model_digest)
 
     def _take_over(self, current_round: int, last: Entry, agreed: bytes) -> None:
         study, site = self._study, self._study.site
@@ -156,13 +128,13 @@ class Resync:
         site.studies.set_model(study.name, last.round, agreed)
         study.log.info("took over the model from a peer", sender=item.sender, round=last.round)
 
-    def serve(self, current_round: int, wanted_by: list[str]) -> bool:
+    def serve(self, current_round: int, wanted_by: list[str], *, ended: bool = False) -> bool:
         """Seal the newest model for sites that ask, if this site has it and its turn has come.
 
         Returns whether there is something left to do later.
         """
         study, site = self._study, self._study.site
-        last, row = study.journal.last_closed(), study.row()
+        last, row = self._standing.round(current_round, ended=ended), study.row()
         self._asked = {key: since for key, since in self._asked.items() if key[0] in wanted_by}
         if last is None or row.model_round != last.round:
             return False

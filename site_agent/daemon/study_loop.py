@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable
 
 from cipherward.errors import (
@@ -82,10 +83,11 @@ class StudyLoop:
         self._participation.abandon(None)
 
     def join(self, timeout: float) -> None:
-        """Wait for the threads, ``timeout`` seconds each at most."""
+        """Wait for the threads, ``timeout`` seconds at most."""
+        deadline = time.monotonic() + timeout
         for thread in self._threads:
             if thread.ident is not None:
-                thread.join(timeout)
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     def _run(self, act: Callable[[StudySnapshot], float | None]) -> None:
         try:
@@ -158,9 +160,11 @@ class StudyLoop:
                 refresh_status_list(self._study.site, self._study.client)
                 self._upload.upload_and_commit(number, snapshot.plan_digest)
             case Phase.PHASE_ACKNOWLEDGE:
-                self._protection.acknowledge(number)
+                if self._upload.takes_part(number, snapshot.plan_digest):
+                    self._protection.acknowledge(number)
             case Phase.PHASE_UNSEAL:
-                self._protection.unseal(number)
+                if self._upload.takes_part(number, snapshot.plan_digest):
+                    self._protection.unseal(number)
             case Phase.PHASE_RELEASE:
                 self._release.catch_up(number, number)
                 self._release.report(number)
@@ -210,7 +214,8 @@ class StudyLoop:
         if snapshot.keys_wanted_by and snapshot.state == StudyState.STUDY_STATE_RUNNING:
             self._protection.serve(self._study.trust(snapshot.round), list(snapshot.keys_wanted_by))
         if snapshot.model_wanted_by:
-            waiting = self._resync.serve(snapshot.round, list(snapshot.model_wanted_by))
+            ended = snapshot.state != StudyState.STUDY_STATE_RUNNING
+            waiting = self._resync.serve(snapshot.round, list(snapshot.model_wanted_by), ended=ended)
         return POLL_SECONDS if waiting else None
 
 

@@ -11,7 +11,7 @@ from cipherward.crypto.labels import Label
 from cipherward.crypto.quorum_records import SEALED_SHARE_BYTES
 from cipherward.crypto.records import Plan, StudyTrust
 from cipherward.crypto.suites.payload import upload_sizes
-from cipherward.errors import EnvironmentProblem, PolicyError, VerificationError
+from cipherward.errors import EnvironmentProblem, IdentityError, PolicyError, VerificationError
 from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.coordinator_pb2 import ShareMessage, UploadHeader, UploadMessage
 from cipherward.proto.v1.round_pb2 import Commit, Join, PlanRecord
@@ -46,24 +46,12 @@ class Upload:
         self._study, self._protection = study, protection
 
     def upload_and_commit(self, round_number: int, announced_plan: bytes) -> None:
-        """Do what is left to do until the commit is posted. Does nothing where this site did not join.
-
-        Raises VerificationError for a plan that must not be believed, IdentityError for one that names a revoked
-        site, PolicyError for one that names fewer sites than this hospital wants.
-        """
-        entry = self._study.journal.entry(round_number)
-        if entry.join_record is None or entry.skipped:
+        """Do what is left to do until the commit is posted. Does nothing where this site did not join, or refused
+        the plan. Raises what ``takes_part`` raises."""
+        if not self.takes_part(round_number, announced_plan):
             return
-        plan = self._study.plan(round_number, announced_plan)
-        if entry.commit_record is None:
-            if not self._check_own_join(round_number):
-                self._study.log.warning("the plan was made without this site", round=round_number)
-                return
-            trust = self._study.trust(round_number)
-            self._check_cohort(len(plan.joins))
-            for name in plan.joins:
-                require_site_in_force(self._study.site, trust, name)
-            self._protection.check_plan(trust, plan)
+        if self._study.journal.entry(round_number).commit_record is None:
+            plan, trust = self._study.plan(round_number), self._study.trust(round_number)
             staged = self._encrypt(round_number, trust, plan)
             self._send(round_number, plan, staged)
             self._commit(round_number, trust, plan, staged)
@@ -71,6 +59,34 @@ class Upload:
         if record is not None:
             self._study.client.post_commit(self._study.name, Signed.FromString(record))
             self._study.log.info("committed", round=round_number)
+
+    def takes_part(self, round_number: int, announced_plan: bytes = b"") -> bool:
+        """Whether this site is in the round's plan and accepts it. One that it refused is refused for good: it then
+        neither encrypts under it, nor acknowledges, nor answers.
+
+        Raises at the refusal VerificationError for a plan that must not be believed, IdentityError for one that
+        names a revoked site, PolicyError for one that names fewer sites than this hospital wants.
+        """
+        study = self._study
+        entry = study.journal.entry(round_number)
+        if entry.join_record is None or entry.skipped:
+            return False
+        plan = study.plan(round_number, announced_plan)
+        if entry.commit_record is not None:
+            return True
+        try:
+            if not self._check_own_join(round_number):
+                study.log.warning("the plan was made without this site", round=round_number)
+                return False
+            trust = study.trust(round_number)
+            self._check_cohort(len(plan.joins))
+            for name in plan.joins:
+                require_site_in_force(study.site, trust, name)
+            self._protection.check_plan(trust, plan)
+        except (VerificationError, IdentityError, PolicyError) as error:
+            study.journal.write(round_number, skipped=str(error))
+            raise
+        return True
 
     def _check_own_join(self, round_number: int) -> bool:
         """Whether this site is in the plan, with a join that it posted; another one is an alarm."""

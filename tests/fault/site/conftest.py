@@ -123,6 +123,7 @@ class Consortium:
         join_window=60,
         upload=60,
         short=30,
+        verify=60,
         **changes,
     ):
         params = next(iter(registry.suite(suite).parameter_sets.values()))
@@ -180,7 +181,7 @@ class Consortium:
             ),
             minimum_cohort=minimum,
             deadlines=sp.Deadlines(
-                join_window=join_window, upload=upload, acknowledge=short, unseal=short, verify=60
+                join_window=join_window, upload=upload, acknowledge=short, unseal=short, verify=verify
             ),
             release_to="sites",
             signed_at=int(time.time()),
