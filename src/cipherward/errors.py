@@ -42,7 +42,11 @@ class CipherwardError(Exception):
         if self.why:
             parts.append(f"because {self.why.rstrip('.')}")
         line = ", ".join(parts)
-        return f"{line}. {self.fix.rstrip('.')}." if self.fix else f"{line}."
+        line = f"{line}. {self.fix.rstrip('.')}." if self.fix else f"{line}."
+        if line.isprintable():
+            return line
+        # Parts of it may come from a peer: no line breaks, terminal sequences or reversed text in anybody's log.
+        return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in line)
 
 
 class UsageError(CipherwardError):

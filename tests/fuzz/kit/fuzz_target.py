@@ -7,7 +7,7 @@ import io
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 
 import fuzz_wire as wire
@@ -42,7 +42,8 @@ class Target:
         try:
             self.run(data)
         except CipherwardError as error:
-            str(error).encode()  # what people are told must be tellable: one line, printable or not
+            if not str(error).isprintable():
+                raise ValueError(f"what people are told is not one printable line: {str(error)!r}") from error
             return False
         return True
 
@@ -57,13 +58,15 @@ class Target:
             yield data
 
 
-@dataclass
-class _Maker:
-    made: dict[str, Callable[[], Target]] = field(default_factory=dict)
+CLOSING: list[Callable[[], None]] = []
+"""What targets started in this process, to be closed before it ends."""
 
 
-MAKERS = _Maker().made
-"""Targets are made when they are asked for: a valid world costs a second."""
+def close_all() -> None:
+    """Stop servers and workers; forget the targets that need them."""
+    while CLOSING:
+        CLOSING.pop()()
+    TARGETS.clear()
 
 
 def target(
@@ -81,7 +84,7 @@ def target(
 
 @dataclass(frozen=True)
 class Spec:
-    """A target that is not made yet."""
+    """A target that is not made yet: a valid world costs a second."""
 
     name: str
     covers: frozenset[str]

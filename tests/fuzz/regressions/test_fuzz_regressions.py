@@ -22,7 +22,7 @@ from cipherward.crypto.pki.consortium_folder import ConsortiumFolder
 from cipherward.crypto.pki.peers import PeerVerifier
 from cipherward.crypto.shared_key.seal_file import SealFormat
 from cipherward.crypto.study_file import StudyFile
-from cipherward.errors import CipherwardError, FormatError, UsageError
+from cipherward.errors import CipherwardError, FormatError, UsageError, WireError, from_wire
 from cipherward.isolated import _Broken, _refusal
 from cipherward.settings_text import parse_toml
 from cipherward.site_agent.policy.model import load as load_policy
@@ -165,6 +165,11 @@ def test_a_compressed_file_does_not_say_how_much_memory_it_gets():
         form.read_full(head + (16 + len(body)).to_bytes(8, "little") + body)
     assert tracemalloc.get_traced_memory()[1] < 2**22
     tracemalloc.stop()
+
+
+def test_what_a_peer_says_of_an_error_cannot_break_out_of_its_line():
+    told = from_wire(WireError("CW-500", 'no\n{"level": "info"}', "\x1b[2J\u202egnp", "a\u2028b\x00."))
+    assert str(told) == 'CW-500 no\ufffd{"level": "info"}, because \ufffd[2J\ufffdgnp. a\ufffdb\ufffd.'
 
 
 def test_the_mutators_themselves_take_anything():

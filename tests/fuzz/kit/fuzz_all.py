@@ -1,0 +1,10 @@
+"""Every target."""
+
+import fuzz_chunks
+import fuzz_coordinator
+import fuzz_files
+import fuzz_records
+import fuzz_site
+from fuzz_target import SPECS
+
+__all__ = ["SPECS", "fuzz_chunks", "fuzz_coordinator", "fuzz_files", "fuzz_records", "fuzz_site"]
