@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import fsspec
@@ -90,8 +90,11 @@ class Blobs:
         with self._explained("write", path):
             try:
                 self._files.pipe_file(path, content)
-            except FileNotFoundError:  # a store that has folders
-                self._files.makedirs(folder, exist_ok=True)
+            except (
+                FileNotFoundError
+            ):  # a store that has folders; nothing above them is made, least of all a bucket
+                with suppress(FileExistsError):
+                    self._files.mkdir(folder, create_parents=False)
                 self._files.pipe_file(path, content)
 
     def put(self, parts: Sequence[bytes]) -> str:

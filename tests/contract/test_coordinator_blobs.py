@@ -62,7 +62,27 @@ class Objects(fsspec.AbstractFileSystem):
         return sorted(key for key in self.kept if key.startswith(f"{path}/"))
 
 
+class Shares(Objects):
+    """As servers of files are: a file needs its folder, and the topmost one is made by an administrator."""
+
+    protocol = "cwshares"
+    folders: ClassVar[set[str]] = set()
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
+        if self._parent(path) not in self.folders:
+            raise FileNotFoundError(path)
+        super().pipe_file(path, value)
+
+    def mkdir(self, path: str, create_parents: bool = True, **_: Any) -> None:
+        if not create_parents and self._parent(path) not in self.folders:
+            raise FileNotFoundError(path)
+        if path in self.folders:
+            raise FileExistsError(path)
+        self.folders.add(path)
+
+
 fsspec.register_implementation("cwobjects", Objects, clobber=True)
+fsspec.register_implementation("cwshares", Shares, clobber=True)
 
 
 @pytest.fixture(params=["folder", "memory", "objects", *(["own"] if OWN_STORE else [])])
@@ -158,6 +178,20 @@ def test_two_prefixes_of_a_bucket_do_not_meet(blob_url: str) -> None:
     two.claim("2" * 32, set())
     name = one.put([b"x"])
     assert two.sweep(set()) == 0 and one.read(Place(name, 0, 1)) == b"x"
+
+
+def test_folders_are_made_in_the_place_that_was_given_and_never_above_it() -> None:
+    Shares.folders.clear()
+    blobs = Blobs("cwshares://server/place")
+    with pytest.raises(EnvironmentProblem, match="cannot write"):
+        blobs.put([b"x"])
+    assert not Shares.folders
+    Shares.folders.add(blobs._root)
+    for _ in range(3):
+        name = blobs.put([b"x"])
+        assert blobs.read(Place(name, 0, 1)) == b"x"
+        blobs.put([b"y"])
+    assert all(folder.startswith(blobs._root) for folder in Shares.folders)
 
 
 # A folder
