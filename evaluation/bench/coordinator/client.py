@@ -25,11 +25,17 @@ from cipherward.crypto.pki.store import load_member
 from cipherward.crypto.sealing import SealingKey
 from cipherward.durable import read_file
 from cipherward.errors import CipherwardError
+from cipherward.evaluation.bench.coordinator.checking import SiteChecking
 from cipherward.evaluation.bench.coordinator.quorum_site import QuorumRound, acknowledgement
 from cipherward.evaluation.bench.coordinator.shared_key_site import SharedKeyRound, hand_out_keys
 from cipherward.evaluation.bench.coordinator.site import LoadSite, Timings
 from cipherward.evaluation.bench.coordinator.steps import Books, Steps, all_of
-from cipherward.evaluation.bench.coordinator.updates import Update, exact_sum, write_update
+from cipherward.evaluation.bench.coordinator.updates import (
+    Update,
+    exact_sum,
+    stored_chunks,
+    write_update,
+)
 from cipherward.ids import Role
 from cipherward.proto.v1 import coordinator_pb2 as pb
 
@@ -131,6 +137,16 @@ class Client:
         plan = await steps.reach_plan(pb.PHASE_UNSEAL, pb.PHASE_RELEASE)
         _, record = await steps.closed(plan)
         return write_update(Path(path), await steps.sum(record)).chunk_count
+
+    async def check(self, study: str, address: str, path: str, count: int) -> list[tuple[float, int]]:
+        """Each site in turn checks its part of the sum; processor seconds and bytes down of each."""
+        books, chunks = self._study(study), stored_chunks(path, count)
+        found = []
+        for steps in self._steps.values():
+            plan, close = await steps.reach_plan(pb.PHASE_UNSEAL), await steps.closing()
+            one = SiteChecking(steps.site, address, books, plan, close)
+            found.append(await asyncio.to_thread(one.run, chunks))
+        return found
 
     # A server that drops everything
 

@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from cipherward.errors import UsageError
+from cipherward.evaluation.bench.coordinator.checking import checking
 from cipherward.evaluation.bench.coordinator.clients import Clients
 from cipherward.evaluation.bench.coordinator.ingest import Ingest
 from cipherward.evaluation.bench.coordinator.rounds import QUORUM, SHARED_KEY, SharedKeyRounds, quorum_round
@@ -24,6 +25,7 @@ class Figure(StrEnum):
     INGEST = "ingest"
     ROUND = "round"
     RESTART = "restart"
+    CHECKING = "checking"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ CASES = {
     (Figure.ROUND, QUORUM): _Case(100, 1_000),
     (Figure.ROUND, SHARED_KEY): _Case(1000, 1_000),
     (Figure.RESTART, SHARED_KEY): _Case(1000, 1_000),
+    (Figure.CHECKING, QUORUM): _Case(10, 10_000_000),
 }
 
 
@@ -90,6 +93,8 @@ def run(
                 Ingest(world, clients, name, size).run(repeats, report)
             elif figure is Figure.RESTART:
                 SharedKeyRounds(world, clients, size).restart(repeats, report)
+            elif figure is Figure.CHECKING:
+                checking(world, clients, size, report)
             elif name == QUORUM:
                 quorum_round(world, clients, size, report)
             else:

@@ -144,6 +144,10 @@ class Steps:
         )
         await self.post("PostCommit", self.site.sign(Label.COMMIT, commit))
 
+    async def closing(self) -> Signed:
+        """The close record, as it is."""
+        return await self._record(pb.RECORD_KIND_CLOSE)
+
     async def closed(self, plan: Plan) -> tuple[bytes, CloseRecord]:
         """Digest and close record, which must count every site of the roster: nothing may be lost."""
         signed = await self._record(pb.RECORD_KIND_CLOSE)

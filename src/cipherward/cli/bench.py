@@ -74,7 +74,7 @@ def round_(
 def coordinator(
     figure: Annotated[
         list[str] | None,
-        typer.Option(help="ingest, round or restart; repeat for several.  [default: all]"),
+        typer.Option(help="ingest, round, restart or checking; repeat for several.  [default: all]"),
     ] = None,
     suite: Annotated[
         list[str] | None,
@@ -94,7 +94,7 @@ def coordinator(
 
     ingest: 200 uploads of 1 M parameters at once, beside a bare gRPC stream and a bare disk in the same run.
     round: 100 sites through a quorum round, 1,000 through a shared-key round. restart: kill -9 in the middle of a
-    round of 1,000 sites. Sites and coordinator share this
+    round of 1,000 sites. checking: what collective verification costs a site. Sites and coordinator share this
     machine.
     """
     from cipherward.evaluation.bench.coordinator.run import Figure, run
