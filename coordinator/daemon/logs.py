@@ -8,6 +8,8 @@ import sys
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
+from cipherward.lines import lasting
+
 # Where in the code, never with the values there: those may be a record's bytes or a key.
 TRACEBACKS = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
 
@@ -22,6 +24,6 @@ def configure_logs() -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=lasting(sys.stderr)),
         cache_logger_on_first_use=True,
     )

@@ -53,14 +53,16 @@ class Store:
         self._outage: tuple[float, EnvironmentProblem] | None = None
         self._lost: EnvironmentProblem | None = None
         self._when_lost: Callable[[], object] = lambda: None
+        self._owner = owner_of(self._engine)
         try:
-            self._owner = owner_of(self._engine)
             migrate(self._engine, MIGRATIONS)
             with self._engine.begin() as connection:
                 self.name = self._owner.claim(connection)
                 """The database's own, 32 hexadecimal digits: what it keeps elsewhere is marked with it."""
-        except BaseException:
-            self._engine.dispose()
+        except BaseException as error:
+            self.close()
+            if isinstance(error, DBAPIError):
+                raise explained(error, _WHAT) from error
             raise
 
     def when_lost(self, action: Callable[[], object]) -> None:

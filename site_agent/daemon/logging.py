@@ -11,6 +11,8 @@ from typing import TextIO
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
+from cipherward.lines import lasting
+
 
 def _plain(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
     """``TIME LEVEL event key=value ...``, without colours: it goes to a journal or a terminal alike."""
@@ -34,7 +36,7 @@ def make_logger(
 
     renderer = structlog.processors.JSONRenderer() if json_lines else _plain
     logger: FilteringBoundLogger = structlog.wrap_logger(
-        structlog.WriteLogger(stream or sys.stdout),
+        structlog.WriteLogger(lasting(stream or sys.stdout)),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%SZ", utc=True),
