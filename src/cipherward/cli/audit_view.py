@@ -105,13 +105,13 @@ def print_audits(audits: Sequence[StudyAudit], anchor: Anchor, *, compared: bool
 
 def _print(audit: StudyAudit) -> None:
     going = f", round {audit.in_progress} in progress" if audit.in_progress else ""
-    typer.echo(f"{audit.study} ({audit.suite}): {audit.closed} rounds closed, {audit.aborted} aborted{going}")
+    typer.echo(f"{audit.study} ({audit.suite}): rounds closed {audit.closed}, aborted {audit.aborted}{going}")
     if audit.finding is not None:
         typer.echo(f"  WRONG: {audit.finding}")
         typer.echo("  not checked: what comes after that. Right until there:")
     typer.echo(
-        f"  signatures and chain: {audit.versions} manifest versions, {audit.joins} joins, "
-        f"{audit.commits} commits, {audit.reports} model reports"
+        f"  signatures and chain: manifests {audit.versions}, joins {audit.joins}, commits {audit.commits}, "
+        f"model reports {audit.reports}"
     )
     if audit.added:
         typer.echo(f"  sums added up again: {_rounds(audit.added)}")
