@@ -16,6 +16,7 @@ RECONNECT_SECONDS = 120.0
 """An agent that lost its connection is still ready for so long: it connects again by itself."""
 FRESH_SECONDS = 2.0
 """A look is not repeated for this long."""
+CHECKS = ("connection", "credential", "policy", "ledger", "trainer", "disk")
 _PROBE = ".readiness"
 
 

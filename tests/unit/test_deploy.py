@@ -125,6 +125,8 @@ def test_unit(role: str, capsys: pytest.CaptureFixture[str]) -> None:
     (start,) = unit["ExecStart"]
     command = shlex.split(start)
     assert problem_with(command, capsys) == ""
+    page = (ROOT / "docs/operations.md").read_text()
+    assert f"cipherward {role} run --metrics-port {option(command, '--metrics-port')}" in page
     (user,), (state,) = unit["User"], unit["StateDirectory"]
     assert user == state == f"cipherward-{role}"
     assert option(command, "--dir") == f"/var/lib/{state}"
@@ -156,7 +158,8 @@ def test_dockerfile(role: str, capsys: pytest.CaptureFixture[str]) -> None:
     if role == "coordinator":
         port = option(command, "--listen").rpartition(":")[2]
         assert option(command, "--dir") == state
-        assert dict(steps)["EXPOSE"] == port and f", {port})" in dict(steps)["HEALTHCHECK"]
+        assert dict(steps)["EXPOSE"] == port
+        assert f"127.0.0.1:{option(command, '--metrics-port')}/healthz" in dict(steps)["HEALTHCHECK"]
         assert ".[site]" not in dockerfile.read_text()
 
 
@@ -165,6 +168,7 @@ def test_compose(capsys: pytest.CaptureFixture[str]) -> None:
     command = composed_command()
     assert problem_with(command, capsys) == ""
     assert option(command, "--dir") == "/var/lib/cipherward-site"
+    assert f"127.0.0.1:{option(command, '--metrics-port')}/healthz" in text
     for role in ROLES:
         assert f"dockerfile: deploy/docker/Dockerfile.{role}\n" in text
         assert f"{role}-state:/var/lib/cipherward-{role}" in text
