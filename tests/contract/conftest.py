@@ -41,7 +41,7 @@ from cipherward.proto.v1.identity_pb2 import Revocation
 
 sys.path.insert(0, str(Path(__file__).parent / "kit"))
 
-from kit_postgresql import PrivatePostgresql, private_postgresql
+from kit_postgresql import PrivatePostgresql, in_memory, private_postgresql
 
 PARAMETERS = 150_000
 SET, BOUND = "seal-4096-48", 4.0
@@ -417,14 +417,17 @@ def world(tmp_path: Path) -> World:
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PrivatePostgresql]:
     """A private server; a test that stops it starts it again."""
-    with private_postgresql() as server:
+    with private_postgresql(in_memory()) as server:
         yield server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty database of each kind that is supported."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/coordinator.db"
-    url: str = request.getfixturevalue("postgresql").new_database()
-    return url
+        yield f"sqlite:///{tmp_path}/coordinator.db"
+        return
+    server: PrivatePostgresql = request.getfixturevalue("postgresql")
+    url = server.new_database()
+    yield url
+    server.drop(url)

@@ -44,8 +44,10 @@ def eventually(store: Store) -> list[str]:
 
 
 @pytest.fixture
-def pg_url(postgresql: PrivatePostgresql) -> str:
-    return postgresql.new_database()
+def pg_url(postgresql: PrivatePostgresql) -> Iterator[str]:
+    url = postgresql.new_database()
+    yield url
+    postgresql.drop(url)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import pytest
 from kit_postgresql import PrivatePostgresql, name_of
 from kit_process import LAUNCHER, process, spawn
 
@@ -86,6 +87,7 @@ async def test_a_study_survives_kills_of_the_coordinator_and_restarts_of_the_ser
         assert (await sites[0].snapshot()).state == pb.STUDY_STATE_FINISHED
 
 
+@pytest.mark.slow
 async def test_a_second_process_from_another_folder_is_refused_and_an_overtaken_one_stops(
     world: Any, postgresql: PrivatePostgresql
 ) -> None:

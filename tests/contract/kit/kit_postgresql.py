@@ -137,17 +137,30 @@ class PrivatePostgresql:
         self.psql(f"CREATE DATABASE {name}")
         return f"postgresql+psycopg://tester@/{name}?host={self.folder}"
 
+    def drop(self, url: str) -> None:
+        """It is needed no longer."""
+        self.psql(f"DROP DATABASE {name_of(url)} WITH (FORCE)")
+
+
+def in_memory() -> Path | None:
+    """Where tests need not wait for a disk that others use: they crash the server, not the machine."""
+    memory = Path("/dev/shm")
+    enough = memory.is_dir() and shutil.disk_usage(memory).free > 2 * 2**30
+    return memory if enough and os.access(memory, os.W_OK) else None
+
 
 @contextlib.contextmanager
-def private_postgresql() -> Iterator[PrivatePostgresql]:
-    """Started; skips where there is no PostgreSQL, unless it must be there."""
+def private_postgresql(place: Path | None = None) -> Iterator[PrivatePostgresql]:
+    """Started, in a folder in ``place``; skips where there is no PostgreSQL, unless it must be there."""
     found = programs()
     if found is None:
         reason = "no initdb: install Debian's package postgresql to run this"
         if os.environ.get(REQUIRED):
             pytest.fail(f"{reason} ({REQUIRED} is set)")
         pytest.skip(reason)
-    folder = Path(tempfile.mkdtemp(prefix="cw-pg-"))  # short: a socket's path has 107 bytes at most
+    folder = Path(
+        tempfile.mkdtemp(prefix="cw-pg-", dir=place)
+    )  # short: a socket's path has 107 bytes at most
     try:
         server = PrivatePostgresql(folder, found, account())
         server.start()
