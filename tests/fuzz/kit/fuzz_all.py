@@ -3,8 +3,17 @@
 import fuzz_chunks
 import fuzz_coordinator
 import fuzz_files
+import fuzz_native
 import fuzz_records
 import fuzz_site
 from fuzz_target import SPECS
 
-__all__ = ["SPECS", "fuzz_chunks", "fuzz_coordinator", "fuzz_files", "fuzz_records", "fuzz_site"]
+__all__ = [
+    "SPECS",
+    "fuzz_chunks",
+    "fuzz_coordinator",
+    "fuzz_files",
+    "fuzz_native",
+    "fuzz_records",
+    "fuzz_site",
+]

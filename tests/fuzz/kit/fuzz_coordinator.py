@@ -13,9 +13,11 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from unittest import mock
 
+import grpc
 import structlog
 from fuzz_mutate import Envelope, Mutator, frames, in_frames, unframed
 from fuzz_records import raw
@@ -27,7 +29,7 @@ from cipherward.coordinator.daemon.service import Service, Settings
 from cipherward.crypto.labels import Label
 from cipherward.crypto.manifest import verify_manifest
 from cipherward.crypto.merkle import leaf_hash, root
-from cipherward.crypto.pki import member_files, tls
+from cipherward.crypto.pki import grpc_credentials, member_files, tls
 from cipherward.crypto.pki.armour import Kind, armour_signed
 from cipherward.crypto.quorum_records import (
     ENCRYPTED_VECTOR_BYTES,
@@ -453,6 +455,64 @@ def _rpc_targets(rpc, method):
 
 def void(_: object) -> None:
     """Only that it comes back."""
+
+
+@target("rpc over mTLS", covers=["transport"], weight=6, slow=True)
+def _transport():
+    """The same by a real connection: the first byte says which RPC. Whatever comes, the service tells a site why it
+    refuses, and knows the next call."""
+    hub = coordinator()
+    names = list(RPCS)
+    pem = {name: tls.to_pem(hub.world.credentials[name].certificate) for name in ("anna", "olga")}
+    channels = {
+        name: grpc.secure_channel(
+            hub.address,
+            grpc_credentials.channel_credentials(
+                key_pem=tls.key_to_pem(tls_key(name)),
+                certificate_pem=pem[name],
+                root_pem=hub.world.anchor.root_pem,
+            ),
+        )
+        for name in pem
+    }
+    CLOSING.extend(channel.close for channel in channels.values())
+
+    def run(data):
+        name = names[(data[:1] or b"\x00")[0] % len(names)]
+        method = RPCS[name]
+        path = f"/{method.containing_service.full_name}/{method.name}"
+        channel = channels["olga" if name in _BY_OPERATORS else "anna"]
+        call = channel.stream_stream(path)(iter(unframed(data[1:])), timeout=CALL_SECONDS)
+        try:
+            for _ in islice(call, 1 if name in _ENDLESS else 64):
+                pass
+            call.cancel()
+        except grpc.RpcError as error:
+            told = [value for key, value in error.trailing_metadata() or () if key == "cw-error-bin"]
+            if hub.failures:
+                raise hub.failures.pop() from error
+            if not told:
+                raise ValueError(
+                    f"{name} ended without a reason: {error.code()} {error.details()}"
+                ) from error
+            detail = ErrorDetail.FromString(told[0])
+            raise from_wire(WireError(detail.code, detail.what, detail.why, detail.fix)) from error
+        if hub.failures:
+            raise hub.failures.pop()
+
+    seeds = []
+    for index, name in enumerate(names):
+        seeds += [bytes([index]) + one for one in hub.seeds[name][:4]]
+
+    def mutate(data, rng):
+        head, rest = data[:1], data[1:]
+        if not head or rng.random() < 0.1:
+            head = bytes([rng.randrange(len(names))])
+        kind = RPCS[names[head[0] % len(names)]].input_type
+        mutator = Mutator(hub.world.keys)
+        return head + in_frames(lambda one, other: mutator.message(one, kind, other))(rest, rng)
+
+    return run, seeds, mutate
 
 
 for _name, _method in RPCS.items():

@@ -14,6 +14,8 @@ from fuzz_text import der, in_blocks, signed_der, toml
 from fuzz_world import NOW, PARAMETERS, SITES, consortium, sealing_key, signing_key, study, tls_key
 
 from cipherward.clock import ManualClock
+from cipherward.crypto import merkle
+from cipherward.crypto.inclusion import check_chunk, check_proof, proof_text, prove_chunk, read_proof
 from cipherward.crypto.labels import Label
 from cipherward.crypto.manifest import build_manifest
 from cipherward.crypto.pki import fingerprint, member_files, root_key, tls
@@ -28,6 +30,7 @@ from cipherward.crypto.sealing import SealingKey
 from cipherward.crypto.sealing_keys import check_public
 from cipherward.crypto.signing import SigningKey
 from cipherward.crypto.study_file import StudyFile
+from cipherward.proto.v1.audit_pb2 import InclusionProof
 from cipherward.site_agent.policy.model import load as load_policy
 
 REPOSITORY = Path(__file__).parents[3]
@@ -102,6 +105,35 @@ def _manifest():
         [armour_signed(Kind.MANIFEST, one) for one in manifests()],
         _armoured(),
     )
+
+
+@target("file inclusion proof", covers=["armour INCLUSION_PROOF"], weight=15)
+def _proof():
+    """What `audit prove` wrote and somebody mailed: records of a whole round, believed under the anchor alone."""
+    world, s = consortium(), study("q32")
+    chunks = [merkle.leaf_hash(one) for one in s.chunks["anna"]]
+    proof = InclusionProof(
+        manifests=[s.signed_manifest],
+        round_record=s.opening,
+        plan_record=s.signed_plan,
+        close_record=s.signed_close,
+        site="anna",
+        chunk=prove_chunk(chunks, 1),
+        after=[bytes(32)],
+    )
+    places = {"manifests": Label.MANIFEST, "round_record": Label.ROUND_RECORD}
+    places |= {"plan_record": Label.PLAN_RECORD, "close_record": Label.CLOSE_RECORD}
+    inside = {("InclusionProof", name): Envelope(label, ENVELOPES[label]) for name, label in places.items()}
+    mutator = Mutator(world.keys, inside)
+
+    def content(_kind, data, rng):
+        return mutator.message(data, InclusionProof.DESCRIPTOR, rng)
+
+    def run(data):
+        proven = check_proof(read_proof(data), world.anchor)
+        check_chunk(proven, s.chunks["anna"][1])
+
+    return run, [proof_text(proof)], in_blocks(content)
 
 
 @target("file root key", covers=["armour ROOT_KEY"], weight=5)
