@@ -5,10 +5,12 @@ import base64
 import binascii
 import csv
 import json
+import os
 import re
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -239,3 +241,48 @@ def _check_logs(world, pages):
             for number in np.frombuffer(path.read_bytes()[-4 * 23 :], "<f4"):
                 if number:
                     assert f"{number:.6g}" not in logged, path
+
+
+def cpu_seconds(pid):
+    """Of the process and all its descendants, those that have ended among them."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    children = {child for path in threads for child in path.read_text().split()} | set(children)
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK") + sum(map(cpu_seconds, children))
+
+
+def resident_bytes(pid):
+    status = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+
+
+@pytest.mark.slow
+def test_idle_daemons_take_hardly_any_cpu(make_consortium, capsys):
+    """Connected, in a study that waits for another site, and looked at by monitoring every 15 s."""
+    world = make_consortium("alpha", "beta")
+    ports = {name: free_port() for name in ("hub", "alpha")}
+    processes = {"hub": start_hub(world, ports["hub"])}
+    world.start_study(world.manifest("heart-1", rounds=1, join_window=600))
+    folder = str(world.folder / "alpha")
+    common = ("--coordinator", world.address, "--json-logs")  # with a trainer of its own
+    processes["alpha"] = start(world, "alpha", "site", "run", "--dir", folder, *common, port=ports["alpha"])
+    world.wait_for(lambda: "joined" in world.log("alpha"), "the join")
+    time.sleep(2)
+    before = {name: cpu_seconds(process.pid) for name, process in processes.items()}
+    began = time.monotonic()
+    for _ in range(4):
+        time.sleep(15)
+        for port in ports.values():
+            assert page(port, "/metrics")[0] == page(port, "/readyz")[0] == 200
+    seconds = time.monotonic() - began
+    used = {name: (cpu_seconds(process.pid) - before[name]) / seconds for name, process in processes.items()}
+    memory = {name: resident_bytes(process.pid) / 1e6 for name, process in processes.items()}
+    with capsys.disabled():
+        for name in processes:
+            print(
+                f"\nidle {name}: {100 * used[name]:.2f} % CPU over {seconds:.0f} s, {memory[name]:.0f} MB",
+                end="",
+            )
+    assert used["alpha"] <= 0.01 and used["hub"] <= 0.02, used
+    assert memory["alpha"] <= 150, memory
