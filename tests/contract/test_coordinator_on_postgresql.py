@@ -43,11 +43,11 @@ async def test_a_study_survives_kills_of_the_coordinator_and_restarts_of_the_ser
     with process(world.folder, "--database", url) as (running, address):
         sites = await world.started(address, rounds=1)
         trust = sites[0].trust
-        # The server goes down and comes back between two calls: nobody notices.
+        # The server goes down and comes back between two calls.
         await asyncio.gather(*(site.join(1) for site in sites))
         postgresql.restart()
-        header = await sites[0].header(1)
-        await sites[0].send("Upload", sites[0].messages(header, updates[0][1][:1]))
+        header = await again(sites[0].header, 1)
+        await again(lambda: sites[0].send("Upload", sites[0].messages(header, updates[0][1][:1])))
         # It is down: clean refusals, and what was acknowledged is there afterwards.
         postgresql.stop("immediate")
         try:
@@ -57,8 +57,8 @@ async def test_a_study_survives_kills_of_the_coordinator_and_restarts_of_the_ser
         finally:
             postgresql.start()
         assert (await again(sites[0].stub.GetUploadState, header)).chunks_stored == 1
-        await sites[0].send("Upload", sites[0].messages(header, updates[0][1], 1))
-        await sites[0].commit(1, updates[0][1])
+        await again(lambda: sites[0].send("Upload", sites[0].messages(header, updates[0][1], 1)))
+        await again(sites[0].commit, 1, updates[0][1])
         # Killed, with commits of the others under way.
         late = [asyncio.ensure_future(sites[i].contribute(1, updates[i][1])) for i in (1, 2)]
         await asyncio.sleep(0.1)
