@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
-from cipherward.coordinator.api import dispatch, policy, relay
+from cipherward.coordinator.api import admission, dispatch, policy, relay
 from cipherward.coordinator.api.dispatch import RPCS
 from cipherward.coordinator.api.policy import MAX_MESSAGE, MAX_METADATA, POLICIES, Policy
 from cipherward.crypto.pki import member_files
@@ -374,3 +374,56 @@ def test_a_row_has_what_its_rpc_needs() -> None:
             assert row.max_total and row.max_seconds, rpc
         else:
             assert row.max_total is None, rpc
+
+
+async def test_an_upload_that_stalls_keeps_what_came_whole(world: Any, updates: Any, rows: Any) -> None:
+    async with world.running(world.folder) as address:
+        anna, *_ = await world.planned(address)
+        header, chunks = await anna.header(1), updates[0][1]
+        rows(idle_seconds=0.5)
+
+        async def stalling() -> AsyncIterator[pb.UploadMessage]:
+            for message in anna.messages(header, chunks[:2]):
+                yield message
+            await asyncio.sleep(PROBE_SECONDS)
+
+        async with world.refused(LimitError, "the limit idle_seconds of Upload is 0.5"):
+            await anna.stub.Upload(stalling())
+        assert (await anna.stub.GetUploadState(header)).chunks_stored == 2
+        await anna.send("Upload", anna.messages(header, chunks, 2))
+        await anna.commit(1, chunks)
+
+
+async def test_slow_uploads_do_not_keep_others_waiting(
+    world: Any, updates: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All fast places are taken by senders that stall, and they are not cut off for it yet."""
+    monkeypatch.setattr(admission, "FAST_PLACES", 3)
+    monkeypatch.setattr(admission, "PATIENCE_SECONDS", 0.3)
+    async with world.running(world.folder) as address:
+        *slow, dora = await world.planned(address)
+        stop = asyncio.Event()
+
+        async def stalling(site: Any, header: Any, chunks: list[bytes]) -> AsyncIterator[pb.UploadMessage]:
+            for message in site.messages(header, chunks[:1]):
+                yield message
+            await stop.wait()
+            for message in list(site.messages(header, chunks, 1))[1:]:
+                yield message
+
+        uploads = [
+            asyncio.ensure_future(_uploaded(site, stalling(site, await site.header(1), updates[i][1])))
+            for i, site in enumerate(slow)
+        ]
+        await asyncio.sleep(0.2)
+        began = time.monotonic()
+        await dora.contribute(1, updates[3][1])
+        assert time.monotonic() - began < 3
+        assert not any(upload.done() for upload in uploads)
+        stop.set()
+        for upload, (_, chunks) in zip(uploads, updates, strict=False):
+            assert (await upload).chunks_stored == len(chunks)
+
+
+async def _uploaded(site: Any, messages: AsyncIterator[pb.UploadMessage]) -> Any:
+    return await site.stub.Upload(messages)
