@@ -159,3 +159,42 @@ async def test_no_part_of_it_can_be_changed(hub: dict[str, Any], tmp_path: Path)
         assert found.contribution.commit.payload in whole.close_record.payload
 
     hostile()
+
+
+async def test_a_round_under_a_newer_manifest(world: Any, updates: Any, tmp_path: Path, capsys: Any) -> None:
+    async with world.running(world.folder, keep_rounds=2) as address:
+        operator, sites = world.operator(address), await world.planned(address)
+        first = sites[0].trust
+        roster = [entry for entry in first.manifest.roster if entry.name != "dora"]
+        second, trust = world.manifest(version=2, first_round=2, previous_digest=first.digest, roster=roster)
+        await operator.start(second, world.weights)
+        for number in (1, 2):
+            if number == 2:
+                sites = [world.Site(member, address, trust) for member in world.members[:3]]
+                for site in sites:
+                    await sites[0].put_relay(sites[0].key_item(site.name))
+                await world.each(site.join(2) for site in sites)
+                await sites[0].until(lambda s: s.round == 2 and s.plan_digest)
+            await world.each(site.contribute(number, updates[i][1]) for i, site in enumerate(sites))
+            await sites[0].until(lambda s, number=number: s.round == number and s.close_digest)
+            await world.each(site.report(number, bytes([number]) * 32) for site in sites)
+        await sites[0].until(lambda s: s.state != pb.STUDY_STATE_RUNNING)
+    capsys.readouterr()
+    assert main(["audit", "verify", "--dir", str(world.folder), "--json"]) == 0
+    (study,) = json.loads(capsys.readouterr().out)["studies"]
+    assert (study["manifest_versions"], study["sums_added_up"], study["joins"]) == (2, [1, 2], 7)
+    proofs, anchor = {}, world.consortium.anchor
+    for number, versions in ((1, 1), (2, 2)):
+        out = tmp_path / f"{number}.pem"
+        assert prove({"folder": world.folder}, out, "--chunk", "0", number=number) == 0
+        proofs[number] = read_proof(out.read_bytes())
+        assert len(proofs[number].manifests) == versions
+        assert check_proof(proofs[number], anchor).head.hex() == study["transcript"]
+    # The newer round under the older manifest, and the other way round.
+    older = InclusionProof.FromString(proofs[2].SerializeToString())
+    older.manifests.pop()
+    newer = InclusionProof.FromString(proofs[1].SerializeToString())
+    newer.manifests.append(proofs[2].manifests[1])
+    for proof in (older, newer):
+        with pytest.raises(VerificationError):
+            check_proof(proof, anchor)
