@@ -3,6 +3,7 @@ before."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -10,14 +11,13 @@ from google.protobuf.message import Message
 from cipherward.coordinator.api.dispatch import Call
 from cipherward.coordinator.daemon.core import Core
 from cipherward.coordinator.daemon.view import StudyView
-from cipherward.coordinator.store.database import Transaction
-from cipherward.coordinator.store.studies import ACKNOWLEDGEMENT, ANSWER, COMMIT
+from cipherward.coordinator.rounds.state import State
+from cipherward.coordinator.store.studies import ACKNOWLEDGEMENT, ANSWER, COMMIT, JOIN, REPORT
 from cipherward.crypto.labels import Label
 from cipherward.crypto.records import Plan
 from cipherward.crypto.signing import verify
 from cipherward.crypto.suites.base import KeyLifetime
 from cipherward.errors import ConflictError, IdentityError, LateError, NotFoundError, ProtocolError
-from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.coordinator_pb2 import PostAnswerRequest, PostReply, PostRequest
 
 M = TypeVar("M", bound=Message)
@@ -25,6 +25,14 @@ Post = PostRequest | PostAnswerRequest
 
 FINAL = (COMMIT, ACKNOWLEDGEMENT, ANSWER)
 """Of these a site makes one in a round: another one is refused at once."""
+_MADE: dict[str, Callable[[State], Container[str]]] = {
+    JOIN: lambda state: state.joins,
+    COMMIT: lambda state: state.commits,
+    ACKNOWLEDGEMENT: lambda state: state.acknowledgements,
+    ANSWER: lambda state: state.answers,
+    REPORT: lambda state: state.reports,
+}
+"""Who made one in the state's round. The state is written together with each post."""
 
 
 class Posting:
@@ -47,11 +55,12 @@ class Posting:
         record = verify(request.record, label, trust.site(call.name).signing_key, kind)
         return view, record
 
-    async def _is_repeat(self, request: Post, number: int, kind: str, site: str) -> bool:
-        def stored(t: Transaction) -> Signed | None:
-            return t.studies.post(request.study, number, kind, site)
-
-        before = await self._core.writer.transaction(stored)
+    async def _is_repeat(self, view: StudyView, request: Post, number: int, kind: str, site: str) -> bool:
+        if number == view.state.round and site not in _MADE[kind](view.state):
+            return False
+        before = await self._core.writer.transaction(
+            lambda t: t.studies.post(request.study, number, kind, site)
+        )
         if before is None:
             return False
         if before == request.record:

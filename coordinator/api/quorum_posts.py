@@ -43,7 +43,7 @@ class QuorumPosts(Posting):
         view, record = self._open(call, request, Label.ACKNOWLEDGEMENT, Acknowledgement)
         number = record.round
         self._bill(request, number)
-        if await self._is_repeat(request, number, ACKNOWLEDGEMENT, call.name):
+        if await self._is_repeat(view, request, number, ACKNOWLEDGEMENT, call.name):
             return self._reply(request, number, call)
         of_this_round(view, number, "acknowledgement")
         trust = view.version(number).trust
@@ -70,7 +70,7 @@ class QuorumPosts(Posting):
         view, record = self._open(call, request, Label.ANSWER, Answer)
         number = record.round
         self._bill(request, number)
-        if await self._is_repeat(request, number, ANSWER, call.name):
+        if await self._is_repeat(view, request, number, ANSWER, call.name):
             return self._reply(request, number, call)
         of_this_round(view, number, "answer")
         plan, close = plan_with(call, view), _close_of(view)

@@ -75,7 +75,8 @@ async def test_a_whole_study(world: Any, cipher: Any, updates: Any) -> None:
         # Of the last round the updates and the sum are left, of the first nothing.
         await asyncio.sleep(0.2)
         left = [path for path in (world.folder / "blobs").rglob("*") if path.is_file()]
-        assert len(left) == 10 and await sites[0].fetch_sum(2)  # 4 keys, the weights, 4 updates, the sum
+        # 4 keys, the weights, 4 updates, the sum, and the mark that says whose they are
+        assert len(left) == 11 and await sites[0].fetch_sum(2)
         async with world.refused(NotFoundError, "any more"):
             await sites[0].fetch_sum(1)
 
