@@ -13,10 +13,12 @@ from cipherward.coordinator.api.errors import InternalError, status_of
 from cipherward.coordinator.api.health import Health
 from cipherward.coordinator.api.limits import Limits
 from cipherward.coordinator.api.policy import MAX_MESSAGE, POLICIES, Policy
+from cipherward.coordinator.api.quorum_downloads import _check_amount
 from cipherward.coordinator.api.service import implementation
 from cipherward.crypto.suites.registry import PACKAGES, suite
 from cipherward.errors import CipherwardError, LimitError, UsageError
 from cipherward.ids import Role
+from cipherward.site_agent.daemon.quorum.checking import BATCH, MOST_IN_A_CALL
 
 NOTHING: Any = None
 
@@ -84,3 +86,11 @@ def test_every_error_has_a_status_of_its_own_kind() -> None:
     assert len(set(codes)) == len(codes), "two errors share a code"
     internal = {kind for kind in tree(CipherwardError) if status_of(kind("x")).name == "INTERNAL"}
     assert internal <= {CipherwardError, InternalError}
+
+
+def test_sites_ask_for_no_more_chunks_at_a_time_than_they_may() -> None:
+    for contributors in (1, 2, 15, 16, 17, 255, 256, 257, 1000, 5000):
+        asked = max(1, min(BATCH, MOST_IN_A_CALL // contributors))  # as Checking does
+        _check_amount("GetUpdateChunks", asked, contributors)
+    with pytest.raises(LimitError, match="max_chunks of GetUpdateChunks"):
+        _check_amount("GetUpdateChunks", 2, 1000)
