@@ -11,6 +11,7 @@ from cipherward.errors import UsageError
 
 MAX_MESSAGE_BYTES = 16 * 2**20
 """Signed records are at most 8 MiB, chunks of a sum far less."""
+KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 30_000, 10_000
 
 
 def check_address(address: str) -> str:
@@ -32,9 +33,11 @@ def open_channel(address: str, credentials: grpc.ChannelCredentials) -> grpc.Cha
         # Measured for 200 uploads at once: without these buffers grow with the peer's patience.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", 65536),
-        # A connection that a firewall dropped silently is noticed within 40 s.
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        # A connection that a firewall dropped silently is noticed within 40 s. gRPC waits for the longer of the two
+        # timeouts, and the second is 60 s unless it is given.
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.enable_retries", 0),
         ("grpc.initial_reconnect_backoff_ms", 500),

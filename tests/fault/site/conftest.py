@@ -13,6 +13,10 @@ import grpc
 import numpy as np
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent / "kit"))
+
+from fault_links import Link
+
 from cipherward.clock import SystemClock
 from cipherward.crypto.labels import Label
 from cipherward.crypto.manifest_rules import colluders_withstood, least_threshold
@@ -35,7 +39,6 @@ from cipherward.site_agent.tasks.registry import task_digest
 from cipherward.site_agent.training.client import Trainer
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE / "kit"))
 PASSPHRASE = "correct horse battery"
 PARAMETERS = 23
 POLICY = """
@@ -44,10 +47,10 @@ minimum_threshold = 2
 require_dp = true
 allowed_suites = ["shared-key", "quorum"]
 [allowed_tasks]
-heart-disease = "installed"
+{task} = "installed"
 [datasets.heart]
 source = "builtin:{source}"
-task = "heart-disease"
+task = "{task}"
 epsilon_ceiling = {ceiling}
 delta = 1e-5
 """
@@ -81,6 +84,7 @@ class Consortium:
 
     def __init__(self, folder, consortium, root, trainer_socket, names):
         self.trainer_socket = trainer_socket
+        self.links = {}
         self.folder, self.consortium, self.root, self.names = folder, consortium, root, tuple(names)
         self.address = f"127.0.0.1:{free_port()}"
         self.processes = {}
@@ -107,9 +111,9 @@ class Consortium:
     def member(self, role, name):
         return load_member(self.folder / name, role, time.time())
 
-    def policy(self, name, index=0, cohort=2, ceiling=50.0):
+    def policy(self, name, index=0, cohort=2, ceiling=50.0, task="heart-disease"):
         source = f"cleveland/{index + 1}of{len(self.names)}"
-        text = POLICY.format(cohort=cohort, source=source, ceiling=ceiling)
+        text = POLICY.format(cohort=cohort, source=source, ceiling=ceiling, task=task)
         (self.folder / name / "policy.toml").write_text(text)
 
     def manifest(
@@ -124,6 +128,9 @@ class Consortium:
         upload=60,
         short=30,
         verify=60,
+        task="heart-disease",
+        parameters=PARAMETERS,
+        steps=5,
         **changes,
     ):
         params = next(iter(registry.suite(suite).parameter_sets.values()))
@@ -158,9 +165,9 @@ class Consortium:
             coordinator=sp.CoordinatorEntry(
                 name="hub", signing_key=hub.signing_key, tls_key_digest=hub.tls_key_digest
             ),
-            task=sp.TaskEntry(name="heart-disease", code_digest=task_digest("heart-disease")),
-            initial_weights_digest=model_digest(np.zeros(PARAMETERS, np.float32)),
-            parameter_count=PARAMETERS,
+            task=sp.TaskEntry(name=task, code_digest=task_digest(task)),
+            initial_weights_digest=model_digest(np.zeros(parameters, np.float32)),
+            parameter_count=parameters,
             rounds=rounds,
             strategy=sp.Strategy(name="fedavg", server_learning_rate=1.0),
             suite=sp.SuiteEntry(
@@ -174,7 +181,7 @@ class Consortium:
                 clipping_norm=1.0,
                 noise_multiplier=2.0,
                 sampling_rate=0.2,
-                steps=5,
+                steps=steps,
                 learning_rate=0.5,
                 delta=1e-5,
                 metrics=sp.MetricsPolicy(loss_bound=4.0, noise_multiplier=20.0, scale=100.0),
@@ -198,7 +205,8 @@ class Consortium:
 
     def start_study(self, signed, weights=None):
         digest = record_digest(Label.MANIFEST, signed)
-        content = np.zeros(PARAMETERS, "<f4") if weights is None else weights
+        count = sp.Manifest.FromString(signed.payload).parameter_count
+        content = np.zeros(count, "<f4") if weights is None else weights
 
         def start(stub, olga):
             command = sp.OperatorCommand(
@@ -211,7 +219,10 @@ class Consortium:
             stub.StartStudy(
                 iter([
                     StartStudyMessage(order=order, manifest=signed),
-                    StartStudyMessage(weights=content.astype("<f4").tobytes()),
+                    *(
+                        StartStudyMessage(weights=content[start : start + 2**16].astype("<f4").tobytes())
+                        for start in range(0, content.size, 2**16)
+                    ),
                 ]),
                 timeout=30,
             )  # fmt: skip
@@ -237,13 +248,21 @@ class Consortium:
     def start_coordinator(self, **environment):
         return self._start("hub", "run_coordinator.py", str(self.folder / "hub"), self.address, **environment)
 
-    def start_site(self, name, *, own_trainer=False, once=True, address="", **environment):
-        arguments = [str(self.folder / name), address or self.address]
+    def start_site(self, name, *, own_trainer=False, once=True, **environment):
+        link = self.links.get(name)
+        if link is not None:
+            environment["LINK"] = link.orders
+        arguments = [str(self.folder / name), self.address if link is None else link.address]
         if not own_trainer:
             arguments.append(str(self.trainer_socket))
         if once:
             environment["ONCE"] = "1"
         return self._start(name, "run_site.py", *arguments, **environment)
+
+    def link(self, name):
+        """Have the site reach the coordinator by a link of its own."""
+        self.links[name] = Link(self.address)
+        return self.links[name]
 
     def log(self, name):
         return (self.folder / f"{name}.log").read_text()
@@ -276,6 +295,8 @@ class Consortium:
         self.processes[name].wait()
 
     def stop(self):
+        for link in self.links.values():
+            link.close()
         for process in self.processes.values():
             if process.poll() is None:
                 process.terminate()

@@ -2,7 +2,8 @@
 
 CRASH_AFTER=STEP,STEP,... makes it kill itself (SIGKILL) right after the first of these steps that it has not died at
 yet. CRASH_AT=STEP,... makes it kill itself once at each, in whatever order they come, and be started again at once.
-crashes.txt in its folder remembers them. Steps:
+crashes.txt in its folder remembers them. CUT_AT=METHOD,... has the site's link cut right before it first calls each of
+these methods of the client. Steps:
 
 ``journal:COLUMN`` is that column being on disk, ``journal-before:COLUMN`` the moment before its transaction commits,
 ``OWNER:METHOD`` that call having returned.
@@ -17,11 +18,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "kit"))
 
-import grpc
 from fault_crashes import Crashes, hurry, supervise
+from fault_links import cut_from_within
 
 from cipherward.clock import SystemClock
 from cipherward.errors import CipherwardError
+from cipherward.site_agent.client import channel
 from cipherward.site_agent.client.coordinator import CoordinatorClient
 from cipherward.site_agent.daemon import connection, resync, study_loop
 from cipherward.site_agent.daemon.agent import Options, run
@@ -74,15 +76,20 @@ def keep(owner, method, folder):
     setattr(owner, method, keeping)
 
 
-def notice_dead_links(seconds):
-    """As the agent's 30 + 10 seconds, but sooner."""
-    secure_channel = grpc.secure_channel
+def cut_before_calls(left, orders):
+    def cutting(name, original):
+        def call(self, *args, **kwargs):
+            if name in left:
+                left.remove(name)
+                cut_from_within(orders, 0.3)
+                with (FOLDER / "cuts.txt").open("a") as file:
+                    file.write(f"{name}\n")
+            return original(self, *args, **kwargs)
 
-    def quick(address, credentials, options):
-        times = {"grpc.keepalive_time_ms": 1000 * seconds, "grpc.keepalive_timeout_ms": 1000 * seconds}
-        return secure_channel(address, credentials, options=list({**dict(options), **times}.items()))
+        return call
 
-    grpc.secure_channel = quick
+    for name in left:
+        setattr(CoordinatorClient, name, cutting(name, getattr(CoordinatorClient, name)))
 
 
 if "CRASH_AT" in os.environ:
@@ -99,8 +106,12 @@ if "HURRY" in os.environ:
     hurry(resync, TURN_SECONDS=0.5, REPEAT_SECONDS=2.0)
     hurry(checking, LEAST_TURN_SECONDS=1.0, WAIT_SECONDS=1.0)
     hurry(connection, FIRST_BACKOFF_SECONDS=0.1, MAX_BACKOFF_SECONDS=1.0)
+if "CUT_AT" in os.environ:
+    cut_before_calls(os.environ["CUT_AT"].split(","), os.environ["LINK"])
 if "KEEPALIVE" in os.environ:
-    notice_dead_links(int(os.environ["KEEPALIVE"]))
+    hurry(
+        channel, KEEPALIVE_MS=int(os.environ["KEEPALIVE"]), KEEPALIVE_TIMEOUT_MS=int(os.environ["KEEPALIVE"])
+    )
 socket = Path(sys.argv[3]) if len(sys.argv) > 3 else None
 try:
     run(
