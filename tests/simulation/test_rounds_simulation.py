@@ -16,9 +16,9 @@ from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from sim_coordinator import Stored
 from sim_operations import Fault, Op, finish, history, operations, run
 from sim_records import model_of, value_of
+from sim_stored import Stored
 from sim_world import ROUNDS, SITES, STUDIES, World
 
 from cipherward.coordinator.rounds.state import Life

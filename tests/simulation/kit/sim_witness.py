@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from sim_coordinator import PIECES, Stored
 from sim_records import Abort, Close, chained, digest, model_of, value_of
+from sim_stored import PIECES, Stored
 
 from cipherward.coordinator.rounds.state import Phase
 from cipherward.crypto.manifest_rules import effective_threshold

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import sim_coordinator
 import sim_site
+import sim_stored
 from sim_coordinator import Coordinator
 from sim_records import Acknowledgement, Commit, Join, Report, digest
 from sim_site import Participant
@@ -103,8 +103,8 @@ class Network:
         try:
             reply = message()
             if coordinator.dies:  # there was nothing to write
-                raise sim_coordinator.Died
-        except sim_coordinator.Died:
+                raise sim_stored.Died
+        except sim_stored.Died:
             self._world.restart_coordinator(reboot=bool(len(self.late) % 2))
             raise UnavailableError("the connection broke") from None
         finally:
@@ -205,7 +205,7 @@ class World:
         if job.round in stored.sums:
             closed = stored.records.get((job.round, "close"))
             root = getattr(closed, "root", b"")
-            self.coordinator.apply(study, events.Summed(job.round, root, sim_coordinator.PIECES))
+            self.coordinator.apply(study, events.Summed(job.round, root, sim_stored.PIECES))
 
     def _deliver(self, message: Callable[[], Any], fault: str) -> Any:
         try:
@@ -251,7 +251,7 @@ class World:
                 kind, record = "commit", Commit(name, number, site, plan, 9, self.fresh())
             case 2:  # a second, complete upload
                 root = self.encrypted(self.weight(name, number, site), (name, number, site, 9 + self._fresh))
-                pieces = [(root, index) for index in range(sim_coordinator.PIECES + study.quorum)]
+                pieces = [(root, index) for index in range(sim_stored.PIECES + study.quorum)]
                 attempt = 9 + self._fresh
                 upload = lambda: self.coordinator.upload(name, number, site, attempt, plan, pieces)  # noqa: E731
                 self._deliver(upload, "")
