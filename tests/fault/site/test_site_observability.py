@@ -144,6 +144,7 @@ def test_leaks_are_found():
     assert not leaks("nothing of it here: 0123456789abcdef0123456789abcdef", [secret])
 
 
+@pytest.mark.slow
 def test_a_limit_is_waited_out_and_no_study_fails_by_it(make_consortium):
     """A coordinator that lets everybody call each RPC once, and then once a second."""
     world = make_consortium("alpha", "beta")
