@@ -127,9 +127,18 @@ class Store:
             with self._connected() as connection:
                 committed = outcome(connection, self._unsettled or "")
         except DBAPIError as error:
-            raise explained(error, _WHAT) from error
+            problem = explained(error, _WHAT)
+            self._lose_unless_away(problem)
+            raise problem from error
+        except EnvironmentProblem as problem:
+            self._lose_unless_away(problem)
+            raise
         self._unsettled = None
         return committed
+
+    def _lose_unless_away(self, problem: EnvironmentProblem) -> None:
+        if not isinstance(problem, OutageError):
+            self._lose(problem)
 
     def _settle_former(self) -> None:
         """The caller of an earlier commit was told that it failed. If it did not, memory is behind the database."""

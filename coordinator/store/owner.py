@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, event, select, update
 from cipherward.coordinator.store.schema import identity
 from cipherward.database import shown
 from cipherward.durable import explained
-from cipherward.errors import EnvironmentProblem
+from cipherward.errors import EnvironmentProblem, OutageError
 
 _LOCK = 0x43575244
 """First half of the advisory lock's key, "CWRD"; the second is the schema's name, hashed."""
@@ -83,13 +83,15 @@ class SessionOwner:
     """PostgreSQL: an advisory lock of the one session that also does the writing: no write without the lock.
 
     A session that breaks takes the lock with it. The next one takes it anew, and is used only if the generation
-    says that nobody had the database in between.
+    says that nobody had the database in between, and the timeline that the server is the one it was: a standby
+    that took over may lack the last transactions.
     """
 
     def __init__(self, engine: Engine) -> None:
         """The lock is taken with the first connection."""
         self._url = shown(engine.url)
         self._generation: int | None = None
+        self._timeline: str | None = None
         self._session: tuple[int, str] | None = None  # the server's process, and when it began
         event.listen(engine, "connect", self._connected)
 
@@ -136,6 +138,14 @@ class SessionOwner:
                     self._url,
                     f"it took it when this process had lost its connection (generation {found})",
                 )
+        timeline = _one(connection, "SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)")
+        if self._timeline not in (None, timeline):
+            raise EnvironmentProblem(
+                "the coordinator must start again",
+                why=f"another server has taken over the database {self._url}, and may lack the last changes",
+                fix="Start it: it reads everything anew. Make sure that standbys are synchronous",
+            )
+        self._timeline = timeline
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT pid, backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()"
@@ -150,8 +160,20 @@ def _one(connection: Any, query: str, *parameters: Any) -> Any:
 
 
 def outcome(connection: Connection, ticket: str) -> bool:
-    """Whether the transaction was committed whose answer did not come."""
+    """Whether the transaction was committed whose answer did not come.
+
+    Raises OutageError while that is not decided, EnvironmentProblem (or the database's error) if the server does not
+    know of it: then it is not the one that was asked to commit.
+    """
     status = connection.exec_driver_sql("SELECT pg_xact_status(%s::xid8)", (ticket,)).scalar_one()
+    if status == "in progress":
+        raise OutageError("the coordinator's database is still busy with the last change")
+    if status is None:
+        raise EnvironmentProblem(
+            "the coordinator must start again",
+            why="the database does not know a change that it was asked to keep",
+            fix="Start it: it reads everything anew. Make sure that standbys are synchronous",
+        )
     return bool(status == "committed")
 
 

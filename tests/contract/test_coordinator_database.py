@@ -195,6 +195,33 @@ def test_a_process_that_was_overtaken_for_a_while_stops_too(
     first.close()
 
 
+def test_a_server_that_took_over_from_another_stops_the_process(
+    postgresql: PrivatePostgresql, pg_url: str
+) -> None:
+    store = Store(pg_url)
+    assert isinstance(store._owner, owner.SessionOwner) and store._owner._timeline == "00000001"
+    store._owner._timeline = "00000000"  # as if the first session had been with the server before a failover
+    postgresql.end_sessions(pg_url)
+    with pytest.raises(EnvironmentProblem, match="another server has taken over"):
+        studies(store)
+    with pytest.raises(EnvironmentProblem, match="must start again"):
+        store.require_own()
+    store.close()
+
+
+@pytest.mark.parametrize("ticket", ["1000000", str(2**40)])
+def test_a_server_that_knows_nothing_of_a_commit_stops_the_process(pg_url: str, ticket: str) -> None:
+    store, stopped = Store(pg_url), []
+    store.when_lost(lambda: stopped.append(True))
+    store._unsettled = ticket  # in the future of this server
+    for _again in range(2):
+        with pytest.raises(EnvironmentProblem, match=r"is in the future|does not know") as caught:
+            studies(store)
+        assert not isinstance(caught.value, OutageError)
+    assert stopped == [True]
+    store.close()
+
+
 # A server that goes away
 
 
