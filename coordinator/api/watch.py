@@ -31,23 +31,25 @@ class Watch:
         """One snapshot of each study of the caller at once, and at every change; all of them as heartbeat."""
         core, name = self._core, call.name
         sent: dict[str, StudySnapshot] = {}
+        loop, quiet_until = asyncio.get_running_loop(), 0.0
         with core.watching.watch(name) as woken:
             core.presence.watching(name, +1)
             try:
                 while not core.watching.draining.is_set():
+                    # The first change is told at once, those that follow upon it together.
+                    await asyncio.sleep(max(0.0, quiet_until - loop.time()))
                     woken.clear()
                     for view in core.watching.of_site(name):
                         snapshot = core.watching.snapshot(view, name)
                         if sent.get(view.name) != snapshot:
                             sent[view.name] = snapshot
+                            quiet_until = loop.time() + COALESCE_SECONDS
                             timed = core.watching.timed(snapshot, view)
                             core.traffic.down(view.name, view.state.round, timed)
                             yield timed
                     if not await _woken(woken, HEARTBEAT_SECONDS):
                         sent.clear()
                         core.presence.seen(name)
-                    else:
-                        await asyncio.sleep(COALESCE_SECONDS)
             finally:
                 core.presence.watching(name, -1)
                 core.watching.wake_operators()

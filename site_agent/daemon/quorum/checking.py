@@ -32,7 +32,9 @@ LEAST_TURN_SECONDS = 5.0
 TURNS = 4.0
 """A site that has not signed after this many times as long as this one took is taken to be absent, and the next
 in the chunk's order steps in."""
-WAIT_SECONDS, POLL_SECONDS = 3.0, 0.25
+WAIT_SECONDS = 3.0
+FIRST_POLL_SECONDS, POLL_SECONDS = 0.02, 0.25
+"""Between two looks at what the others signed, doubled each time: with few members they are ready soon."""
 
 
 @contextmanager
@@ -81,6 +83,7 @@ class Checking:
         self.check_own_part(round_number, closed, total)
         end = time.monotonic() + WAIT_SECONDS
         self._since = self._since or time.monotonic()
+        pause = FIRST_POLL_SECONDS
         while True:
             asked = time.monotonic()
             state = self._coverage(round_number, closed, len(total.leaves))
@@ -103,7 +106,8 @@ class Checking:
                 )
             else:
                 # With many members one look at all checks takes seconds of the coordinator's time as well.
-                time.sleep(max(POLL_SECONDS, time.monotonic() - asked))
+                time.sleep(max(pause, time.monotonic() - asked))
+                pause = min(2 * pause, POLL_SECONDS)
 
     def _disputed(self, round_number: int, state: Coverage) -> list[int]:
         """Chunks called wrong that this site must add up itself. With c + 1 who call it right, and no more than c
