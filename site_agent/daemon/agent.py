@@ -236,11 +236,14 @@ class Agent:
 
     def _refuse(self, snapshot: StudySnapshot, error: CipherwardError) -> None:
         name = snapshot.study
-        self._refused[name] = snapshot.manifest_digest
-        self._site.studies.set_state(name, REFUSED, str(error))
         self._site.log.error("study refused", study=name, error=str(error))
         if (loop := self._loops.pop(name, None)) is not None:
             loop.stop()
+        with explained_database("record that the study is refused"):
+            self._site.studies.set_state(name, REFUSED, str(error))
+        self._refused[name] = (
+            snapshot.manifest_digest
+        )  # not before it is on disk: it is refused again until then
 
     def _end_if_finished(self) -> None:
         loops = list(self._loops.values())

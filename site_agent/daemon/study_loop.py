@@ -14,6 +14,7 @@ from collections.abc import Callable
 from cipherward.errors import (
     BudgetError,
     CipherwardError,
+    EnvironmentProblem,
     LateError,
     PolicyError,
     UnavailableError,
@@ -131,7 +132,12 @@ class StudyLoop:
             return
         self._study.log.error("refused", round=snapshot.round, phase=_name(snapshot), error=str(error))
         if isinstance(error, VerificationError | PolicyError | BudgetError):
-            self._study.journal.incident(snapshot.round, str(error))
+            try:
+                with explained_database("record the incident"):
+                    self._study.journal.incident(snapshot.round, str(error))
+            except (EnvironmentProblem, UnavailableError) as problem:
+                # It is met again at the next look, and recorded when the disk takes it.
+                self._study.log.error("not recorded", error=str(problem))
 
     # Rounds
 
