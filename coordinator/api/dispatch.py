@@ -118,13 +118,16 @@ class Dispatcher:
                 with self._limits.admit(str(caller.identity), rpc, policy), self._metrics.opened(rpc):
                     alive = self._still_in_force(context)
                     incoming = Incoming(messages, parse, rpc, policy, alive)
-                    request = incoming if method.client_streaming else await incoming.only()
-                    reply = handler(Call(rpc, caller), request)
-                    if method.server_streaming:
-                        work: Awaitable[None] = self._stream(rpc, policy, reply, context, alive)
-                    else:
-                        work = self._answer(rpc, policy, reply, context)
-                    await bounded(rpc, policy, work)
+                    try:
+                        request = incoming if method.client_streaming else await incoming.only()
+                        reply = handler(Call(rpc, caller), request)
+                        if method.server_streaming:
+                            work: Awaitable[None] = self._stream(rpc, policy, reply, context, alive)
+                        else:
+                            work = self._answer(rpc, policy, reply, context)
+                        await bounded(rpc, policy, work)
+                    finally:
+                        await incoming.close()
                 self._metrics.served(rpc, "OK")
             except Exception as error:  # noqa: BLE001  told to the caller, logged; the service goes on
                 await self._refuse(rpc, caller, error, context)
@@ -182,6 +185,8 @@ class Dispatcher:
         who = str(caller.identity) if caller else "unknown"
         if isinstance(error, CipherwardError):
             told = error
+            # Its frames hold the message that was refused, in a cycle: see ``Incoming.close``.
+            error.__traceback__ = error.__context__ = error.__cause__ = None
             log.info("call refused", rpc=rpc, caller=who, code=error.code, reason=str(error))
         else:
             incident = secrets.token_hex(4)

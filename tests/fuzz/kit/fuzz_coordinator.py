@@ -173,9 +173,13 @@ class Coordinator:
         asyncio.run_coroutine_threadsafe(served(), self.loop).result(2 * CALL_SECONDS)
         if self.failures:
             raise self.failures.pop()
-        if context.refusal is not None:
-            raise context.refusal
-        return context.replies
+        refusal, replies = context.refusal, context.replies
+        if refusal is None:
+            return replies
+        try:
+            raise refusal
+        finally:
+            del refusal
 
     def ask(self, rpc: str, caller: str, *messages, seed: bool = True) -> list[bytes]:
         """A valid call, which the corpus keeps."""
