@@ -35,9 +35,9 @@ def test_some_writes_of_a_coordinator(enumerated: Enumerated) -> None:
 
 @pytest.mark.slow
 def test_most_writes_of_a_site(enumerated: Enumerated) -> None:
-    enumerated("io_site.py", stride(3), *SITE)
+    enumerated("io_site.py", stride(5), *SITE)
 
 
 @pytest.mark.slow
 def test_writes_at_every_step_of_a_coordinator(enumerated: Enumerated) -> None:
-    enumerated("io_coordinator.py", stride(7), *COORDINATOR)
+    enumerated("io_coordinator.py", stride(11), *COORDINATOR)
