@@ -312,10 +312,11 @@ class Consortium:
 def make_consortium(tmp_path, made_consortium, shared_trainer):
     made = []
 
-    def make(*names):
-        shutil.copytree(made_consortium[0], tmp_path / "consortium")
-        consortium = ConsortiumFolder(tmp_path / "consortium")
-        made.append(Consortium(tmp_path, consortium, made_consortium[1], shared_trainer, names))
+    def make(*names, folder="."):
+        place = tmp_path / folder
+        shutil.copytree(made_consortium[0], place / "consortium")
+        consortium = ConsortiumFolder(place / "consortium")
+        made.append(Consortium(place, consortium, made_consortium[1], shared_trainer, names))
         return made[-1]
 
     yield make

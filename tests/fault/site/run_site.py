@@ -1,9 +1,9 @@
 """Runs one site agent: FOLDER COORDINATOR [TRAINER_SOCKET].
 
 CRASH_AFTER=STEP,STEP,... makes it kill itself (SIGKILL) right after the first of these steps that it has not died at
-yet. CRASH_AT=STEP,... makes it kill itself once at each, in whatever order they come, and be started again at once.
-crashes.txt in its folder remembers them. CUT_AT=METHOD,... has the site's link cut right before it first calls each of
-these methods of the client. Steps:
+yet, or send itself the signal SIGNAL. CRASH_AT=STEP,... makes it kill itself once at each, in whatever order they come,
+and be started again at once. crashes.txt in its folder remembers them. CUT_AT=METHOD,... has the site's link cut right
+before it first calls each of these methods of the client. Steps:
 
 ``journal:COLUMN`` is that column being on disk, ``journal-before:COLUMN`` the moment before its transaction commits,
 ``OWNER:METHOD`` that call having returned.
