@@ -204,13 +204,14 @@ class Client:
         await all_of(finish(mine) for mine in self._rounds.values())
         return write_update(Path(path), sums[0]).chunk_count
 
-    async def quorum_round(self, study: str, sites: int) -> None:
-        """All sites go through a whole round."""
+    async def quorum_round(self, study: str, sites: int) -> tuple[int, int]:
+        """All sites go through a whole round; how many were late with acknowledgement and answer."""
         books = self._study(study)
         exact = exact_sum(range(sites), books.length)
-        await all_of(
+        late = await all_of(
             QuorumRound(site, books, self._folder, exact, self._threads).run() for site in self._sites
         )
+        return sum(one for one, _ in late), sum(one for _, one in late)
 
 
 def read_update(raw: dict[str, Any]) -> Update:

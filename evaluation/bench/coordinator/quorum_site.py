@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -27,7 +27,7 @@ from cipherward.crypto.records import Plan
 from cipherward.crypto.sealing import SealingKey
 from cipherward.crypto.suites.registry import suite
 from cipherward.crypto.suites.site_side import one_time_key_side
-from cipherward.errors import VerificationError
+from cipherward.errors import LateError, VerificationError
 from cipherward.evaluation.bench.coordinator.site import LoadSite
 from cipherward.evaluation.bench.coordinator.steps import ROUND, Books, Steps
 from cipherward.evaluation.bench.coordinator.updates import Update, vector, write_update
@@ -61,18 +61,20 @@ class QuorumRound:
     async def _aside(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    async def run(self) -> None:
-        """From the open round to the end of the study. Raises VerificationError for whatever is not right."""
+    async def run(self) -> tuple[int, int]:
+        """From the open round to the end of the study; how often this site was late with its acknowledgement and its
+        answer (0 or 1 each): once enough have come, a coordinator waits for the others only briefly, and nothing is
+        lost by it. Raises VerificationError for whatever is not right."""
         await self._steps.join(round_key=self._key.public())
         plan = await self._steps.plan()
         update = await self._aside(lambda: self._encrypt(plan))
         await self._steps.upload(update.messages(), (update.chunk_count, len(plan.members)))
         await self._steps.commit(update)
         await self._steps.reach(pb.PHASE_ACKNOWLEDGE)
-        await self._acknowledge(plan)
-        await self._steps.reach(pb.PHASE_UNSEAL)
+        late_acknowledgement = await _late(self._acknowledge(plan))
+        await self._steps.reach(pb.PHASE_UNSEAL, pb.PHASE_RELEASE)
         close, record = await self._steps.closed(plan)
-        await self._answer(plan, close, record)
+        late_answer = await _late(self._answer(plan, close, record))
         chunks = await self._steps.sum(record)
         await self._check_own_part(plan, close, record, chunks)
         await self._steps.reach(pb.PHASE_RELEASE)
@@ -82,6 +84,7 @@ class QuorumRound:
         await self._steps.report(close, digest(Label.MODEL_DIGEST, opened.astype("<f4").tobytes()))
         await self._steps.finished()
         self._file.unlink()
+        return late_acknowledgement, late_answer
 
     def _context(self) -> bytes:
         return framed(Label.PUBLIC_POLYNOMIAL, self._books.trust.digest, self._steps.plan_digest)
@@ -201,6 +204,14 @@ class QuorumRound:
         if error > self._params.error_bound(contributors):
             raise VerificationError(f"the opened sum is off by {error:.3g}")
         return opened
+
+
+async def _late(step: Awaitable[None]) -> int:
+    try:
+        await step
+    except LateError:
+        return 1
+    return 0
 
 
 def acknowledgement(site: LoadSite, books: Books, plan: Plan) -> Signed:

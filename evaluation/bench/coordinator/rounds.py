@@ -101,11 +101,13 @@ def quorum_round(world: World, clients: Clients, parameters: int, report: Report
     trust = world.study("quorum-round", QUORUM, parameters)
     world.start_study(trust)
     start = time.monotonic()
-    clients.everywhere("quorum_round", study="quorum-round", sites=len(world.names))
+    late = clients.everywhere("quorum_round", study="quorum-round", sites=len(world.names))
     seconds, sites = time.monotonic() - start, len(world.names)
+    acknowledgements, answers = (sum(counts) for counts in zip(*late, strict=True))
     world.note(
         f"  {sites} sites: finished after {seconds:.1f} s ({sites / seconds:.1f} updates/s); every site opened the "
-        "sum, and it is right"
+        f"sum, and it is right; {acknowledgements} acknowledgements and {answers} answers came later than the "
+        "coordinator waited"
     )
     latencies(clients, world.note)
     for figure, value, unit in (("round", seconds, "s"), ("peak_memory", world.peak_memory() / 1e6, "MB")):

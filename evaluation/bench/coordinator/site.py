@@ -16,6 +16,7 @@ from cipherward.errors import UnavailableError
 from cipherward.proto.v1 import coordinator_pb2 as pb
 from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.coordinator_pb2_grpc import CoordinatorStub
+from cipherward.site_agent.client.errors import translate
 
 CHANNEL_OPTIONS = (
     # As agents dial.
@@ -140,7 +141,6 @@ class LoadSite:
         try:
             return await call
         except grpc.RpcError as error:
-            detail = getattr(error, "details", lambda: "")()
-            raise UnavailableError(f"{rpc} of {self.name} failed", why=str(detail)[:300]) from error
+            raise translate(error) from error
         finally:
             self._timings[rpc].append(time.perf_counter() - start)

@@ -180,11 +180,11 @@ class Steps:
         await self.post("PostModelReport", self.site.sign(Label.MODEL_REPORT, report))
 
 
-async def all_of(calls: Iterable[Coroutine[Any, Any, object]]) -> None:
+async def all_of(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Run them at the same time; the first error ends it."""
     waiting = [asyncio.ensure_future(call) for call in calls]
     try:
-        await asyncio.gather(*waiting)
+        return await asyncio.gather(*waiting)
     finally:
         for one in waiting:
             one.cancel()
