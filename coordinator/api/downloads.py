@@ -76,6 +76,9 @@ class Downloads:
         def find(t: Transaction) -> Signed | None:
             if request.kind == pb.RECORD_KIND_COMMIT:
                 return t.studies.last_post(view.name, COMMIT, call.name) if call.is_site else None
+            # A database may have no such number: it is asked about rounds that there were.
+            if request.round > view.state.round:
+                return None
             return t.studies.record(view.name, request.round, request.kind)
 
         found = await self._core.writer.transaction(find)
@@ -109,6 +112,8 @@ class Downloads:
         """What sites reported after a round."""
         view = self._visible(call, request.study)
         self._core.traffic.up(view.name, request.round, request)
+        if request.round > view.state.round:
+            return
         found = await self._core.writer.transaction(
             lambda t: t.studies.round_posts(view.name, request.round, REPORT)
         )

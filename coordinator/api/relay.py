@@ -267,6 +267,10 @@ class Relay:
         view.require_site(call.name, call.peer.tls_key_digest)
         number = view.state.round
         self._core.traffic.up(view.name, number, request)
+        named = {name for version in view.versions for name in version.trust.sites} | {""}
+        if request.kind not in RelayItem.Kind.values() or request.sender not in named:
+            # Not for the database to ask: it may not even be able to write such a name or number.
+            raise not_found(f"such item for {call.name}")
         # A key belongs to a version of the manifest; a model is whoever's is newest.
         manifest = view.current.trust.digest if request.kind == RelayItem.KIND_SHARED_KEY else b""
 
@@ -294,6 +298,10 @@ class Relay:
         view = self._core.studies.require(request.study)
         view.require_site(call.name, call.peer.tls_key_digest)
         self._core.traffic.up(view.name, view.state.round, request)
+        if request.round > view.state.round:
+            raise FormatError(
+                f"{call.name} has no model after round {request.round}", why="there was none yet"
+            )
         newest = newest_model_round(view)
 
         def also(t: Transaction) -> None:

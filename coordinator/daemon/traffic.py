@@ -8,6 +8,7 @@ from google.protobuf.message import Message
 
 from cipherward.coordinator.daemon.writer import Writer
 from cipherward.coordinator.store.database import Transaction
+from cipherward.crypto.manifest_rules import MAX_ROUNDS
 
 FRAME_BYTES = 5
 """gRPC's prefix of each message: compressed flag and length."""
@@ -22,15 +23,19 @@ class Traffic:
 
     def up(self, study: str, round_number: int, message: Message) -> None:
         """A site sent it."""
-        self._pending[study, round_number][0] += message.ByteSize() + FRAME_BYTES
+        self._of(study, round_number)[0] += message.ByteSize() + FRAME_BYTES
 
     def up_bytes(self, study: str, round_number: int, size: int, messages: int) -> None:
         """A site sent so many messages of ``size`` bytes together."""
-        self._pending[study, round_number][0] += size + messages * FRAME_BYTES
+        self._of(study, round_number)[0] += size + messages * FRAME_BYTES
 
     def down(self, study: str, round_number: int, message: Message) -> None:
         """A site is being sent it."""
-        self._pending[study, round_number][1] += message.ByteSize() + FRAME_BYTES
+        self._of(study, round_number)[1] += message.ByteSize() + FRAME_BYTES
+
+    def _of(self, study: str, round_number: int) -> list[int]:
+        # The number may be any that a caller wrote: one that no round has is counted nowhere.
+        return self._pending[study, round_number] if round_number <= MAX_ROUNDS else [0, 0]
 
     def pending(self, study: str, round_number: int) -> tuple[int, int]:
         """Bytes (up, down) not yet in the store."""

@@ -17,7 +17,9 @@ from fuzz_mutate import octets
 from fuzz_target import HOSTILE, close_all
 from fuzz_world import tls_key
 
+from cipherward.coordinator.daemon.traffic import Traffic
 from cipherward.crypto.pki import grpc_credentials, tls
+from cipherward.errors import FormatError, NotFoundError
 from cipherward.proto.v1 import coordinator_pb2 as cp
 from cipherward.proto.v1.coordinator_pb2_grpc import CoordinatorStub
 
@@ -173,3 +175,27 @@ def send_large(channel, count):
     for _ in range(count):
         with pytest.raises(grpc.RpcError):
             list(channel.stream_stream("/cipherward.v1.Coordinator/Hello")(iter([EMPTIES]), timeout=20))
+
+
+def test_numbers_and_names_that_no_database_can_write_are_not_asked_for(hub):
+    """On PostgreSQL each of these was an outage of the database, told by one site's call; a round's traffic under such
+    a number could not be stored, nor anybody's after it."""
+    largest = 2**32 - 1
+    for rpc, request in (
+        ("GetRelay", cp.GetRelayRequest(study="done-q0", kind=1, sender="a\0b")),
+        ("GetRelay", cp.GetRelayRequest(study="done-q0", kind=largest, sender="anna")),
+        ("GetRecord", cp.GetRecordRequest(study="done-q0", round=largest, kind=cp.RECORD_KIND_PLAN)),
+    ):
+        with pytest.raises(NotFoundError):
+            hub.call(rpc, "anna", [request.SerializeToString()])
+    asked = cp.RequestModelRequest(study="done-q0", round=largest)
+    with pytest.raises(FormatError, match="no model after round"):
+        hub.call("RequestModel", "anna", [asked.SerializeToString()])
+    reports = cp.GetRecordRequest(study="done-q0", round=largest)
+    assert hub.call("GetModelReports", "anna", [reports.SerializeToString()]) == []
+    traffic = Traffic(None)
+    traffic.up("done-q0", largest, reports)
+    traffic.down("done-q0", largest, reports)
+    assert traffic.pending("done-q0", largest) == (0, 0)
+    traffic.up("done-q0", 1, reports)
+    assert traffic.pending("done-q0", 1)[0] > 0
