@@ -27,7 +27,7 @@ class Coordinator:
     ) -> None:
         self.clock, self._weigh, self._on_record = clock, weigh, on_record
         self.studies: dict[str, Stored] = {}
-        self.booted = 0.0
+        self.booted = -1e6  # up for days: after a reboot the clock shows less
         self.dies: str | None = None
         """Where in the next transaction the process is killed: before it, or after it."""
         self.sums: dict[str, effects.StartSum] = {}

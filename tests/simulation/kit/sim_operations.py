@@ -31,12 +31,13 @@ WEIGHTS = {
     "stale": 2,  # act on a snapshot that is not the newest
     "straggle": 2,
     "sum": 3,
+    "resum": 3,
     "tick": 4,
     "late": 4,
     "again": 3,  # as late, and it stays on its way
     "restart": 1,
     "reboot": 1,
-    "outage": 1,  # the machine is off for some time
+    "outage": 2,  # the machine is off for some time
     "site": 3,
     "jump": 1,
     "forge": 2,
@@ -89,7 +90,9 @@ def run(world: World, op: Op, fault: Fault) -> None:
         case "straggle":
             world.straggle(site, name)
         case "sum":
-            world.sum(name)
+            world.sum(name) if which < 4 else world.sum_fails(name)
+        case "resum":
+            world.sum_again(name)
         case "tick":
             world.tick(SECONDS[which])
         case "late" | "again":
@@ -97,8 +100,8 @@ def run(world: World, op: Op, fault: Fault) -> None:
         case "restart" | "reboot":
             world.restart_coordinator(reboot=op.kind == "reboot")
         case "outage":
-            world.clock.advance(SECONDS[which] * 100)
-            world.restart_coordinator(reboot=op.study == 1)
+            world.clock.advance(3600 + SECONDS[which] * 100)
+            world.restart_coordinator(reboot=True)
         case "site":
             world.restart_site(site)
         case "jump":

@@ -9,7 +9,7 @@ from typing import Any
 import sim_site
 import sim_stored
 from sim_coordinator import Coordinator
-from sim_records import Acknowledgement, Commit, Join, Report, digest
+from sim_records import Acknowledgement, Close, Commit, Join, Report, digest
 from sim_site import Participant
 from sim_witness import Witness
 
@@ -193,19 +193,23 @@ class World:
     def sum(self, study: str) -> None:
         """The sum that is being made is done."""
         if study in self.coordinator.sums:
-            fault = self.network._due("before", "after", "twice")
-            job = self.coordinator.sums[study]
-            if fault == "twice":
-                self.network.late.append(lambda: self._sum_again(study, job))
+            fault = self.network._due("before", "after")
             self._deliver(lambda: self.coordinator.make_sum(study), fault)
 
-    def _sum_again(self, study: str, job: Any) -> None:
-        """A sum that was run twice, or comes very late."""
+    def sum_again(self, study: str) -> None:
+        """The outcome of the newest sum is told once more: it was run twice, or comes very late."""
         stored = self.coordinator.studies[study]
-        if job.round in stored.sums:
-            closed = stored.records.get((job.round, "close"))
-            root = getattr(closed, "root", b"")
-            self.coordinator.apply(study, events.Summed(job.round, root, sim_stored.PIECES))
+        closed = [record for record in stored.records.values() if isinstance(record, Close)]
+        if closed:
+            summed = events.Summed(closed[-1].round, closed[-1].root, sim_stored.PIECES)
+            self._deliver(lambda: self.coordinator.apply(study, summed), "")
+
+    def sum_fails(self, study: str) -> None:
+        """The sum that is being made cannot be made."""
+        if study in self.coordinator.sums:
+            failed = events.SumFailed(self.coordinator.sums.pop(study).round, "a disk")
+            fault = self.network._due("before", "after")
+            self._deliver(lambda: self.coordinator.apply(study, failed), fault)
 
     def _deliver(self, message: Callable[[], Any], fault: str) -> Any:
         try:
