@@ -23,6 +23,7 @@ from cipherward.site_agent.daemon.site import Site
 from cipherward.site_agent.ledger.chain import Kind
 from cipherward.site_agent.ledger.report import epsilon_left
 from cipherward.site_agent.policy import limits
+from cipherward.wire_names import wire_name
 
 PHASES = tuple(name.removeprefix("PHASE_").lower() for name in Phase.keys() if name != "PHASE_UNSPECIFIED")  # noqa: SIM118  no dict
 
@@ -91,7 +92,7 @@ class SiteMetrics:
                     self._phase.remove(name, phase)
             return
         self._round.labels(name).set(snapshot.round)
-        now = Phase.Name(snapshot.phase).removeprefix("PHASE_").lower()
+        now = wire_name(Phase, snapshot.phase, "PHASE_")
         for phase in PHASES:
             self._phase.labels(name, phase).set(phase == now)
 

@@ -11,6 +11,9 @@ from cipherward.proto.v1.coordinator_pb2 import RecordKind
 from cipherward.proto.v1.round_pb2 import Commit
 from cipherward.site_agent.daemon.study import Study
 
+MOST_EVENTS = 2**63 - 1
+"""What SQLite can count."""
+
 
 def check_own_commit(study: Study, round_number: int) -> None:
     """Compare with the last commit that the coordinator has of this site in the study, which need not be known
@@ -23,6 +26,10 @@ def check_own_commit(study: Study, round_number: int) -> None:
     commit = verify(signed, Label.COMMIT, site.member.signing_key.public(), Commit)
     if commit.site != site.name:
         raise VerificationError("the coordinator showed another site's commit as this site's own")
+    if commit.ledger_sequence > MOST_EVENTS:
+        raise VerificationError(
+            "the coordinator showed a commit whose ledger is longer than any ledger can be"
+        )
     try:
         site.ledger.check_not_rolled_back(commit.ledger_sequence, commit.ledger_head)
     except VerificationError as error:

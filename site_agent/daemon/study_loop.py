@@ -31,6 +31,7 @@ from cipherward.site_agent.daemon.study import Study
 from cipherward.site_agent.daemon.upload import Upload
 from cipherward.site_agent.state.faults import explained_database
 from cipherward.site_agent.state.studies import ABORTED, FINISHED
+from cipherward.wire_names import wire_name
 
 POLL_SECONDS = 2.0
 """Between looks at what no snapshot announces: peers' reports, relayed items."""
@@ -226,4 +227,4 @@ class StudyLoop:
 
 
 def _name(snapshot: StudySnapshot) -> str:
-    return Phase.Name(snapshot.phase).removeprefix("PHASE_").lower()
+    return wire_name(Phase, snapshot.phase, "PHASE_")

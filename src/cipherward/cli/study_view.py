@@ -11,14 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from cipherward.proto.v1.coordinator_pb2 import Phase, RoundStatus, StudyState, StudyStatus
+from cipherward.wire_names import wire_name
 
 _MOST_ROWS = 30
 
 
 def headline(status: StudyStatus) -> str:
     """One line: where the study stands."""
-    state = StudyState.Name(status.state).removeprefix("STUDY_STATE_").lower()
-    phase = Phase.Name(status.phase).removeprefix("PHASE_").lower()
+    state = wire_name(StudyState, status.state, "STUDY_STATE_")
+    phase = wire_name(Phase, status.phase, "PHASE_")
     line = f"{status.study}: {state}, round {status.round} of {status.rounds}"
     if status.state == StudyState.STUDY_STATE_RUNNING:
         line += f", {phase}"

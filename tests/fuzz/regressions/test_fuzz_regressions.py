@@ -5,6 +5,7 @@ import json
 import time
 import tracemalloc
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,19 +14,32 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from fuzz_text import elements, tlv
-from fuzz_world import NOW, consortium, tls_key
+from fuzz_world import NOW, consortium, signing_key, study, tls_key
 
+from cipherward.cli.study_view import headline
 from cipherward.clock import ManualClock
+from cipherward.crypto.labels import Label
 from cipherward.crypto.pki import tls
 from cipherward.crypto.pki.armour import Kind, armour_signed
 from cipherward.crypto.pki.consortium_folder import ConsortiumFolder
 from cipherward.crypto.pki.peers import PeerVerifier
 from cipherward.crypto.shared_key.seal_file import SealFormat
 from cipherward.crypto.study_file import StudyFile
-from cipherward.errors import CipherwardError, FormatError, UsageError, WireError, from_wire
+from cipherward.errors import (
+    CipherwardError,
+    FormatError,
+    UsageError,
+    VerificationError,
+    WireError,
+    from_wire,
+)
 from cipherward.isolated import _Broken, _refusal
+from cipherward.proto.v1.coordinator_pb2 import Phase, StudyStatus
+from cipherward.proto.v1.round_pb2 import Commit
 from cipherward.settings_text import parse_toml
+from cipherward.site_agent.daemon.rollback import check_own_commit
 from cipherward.site_agent.policy.model import load as load_policy
+from cipherward.wire_names import wire_name
 
 
 def signed_with(der, change, key="root"):
@@ -170,6 +184,23 @@ def test_a_compressed_file_does_not_say_how_much_memory_it_gets():
 def test_what_a_peer_says_of_an_error_cannot_break_out_of_its_line():
     told = from_wire(WireError("CW-500", 'no\n{"level": "info"}', "\x1b[2J\u202egnp", "a\u2028b\x00."))
     assert str(told) == 'CW-500 no\ufffd{"level": "info"}, because \ufffd[2J\ufffdgnp. a\ufffdb\ufffd.'
+
+
+def test_a_phase_that_nobody_knows_has_a_name():
+    assert wire_name(Phase, 99, "PHASE_") == "unknown"
+    assert wire_name(Phase, Phase.PHASE_OPEN, "PHASE_") == "open"
+    assert headline(StudyStatus(study="a", state=77)).startswith("a: unknown")
+
+
+def test_a_commit_of_more_events_than_a_database_can_count():
+    world, s = consortium(), study("q32")
+    commit = Commit.FromString(s.commits["anna"].payload)
+    commit.ledger_sequence = 2**64 - 1
+    signed = world.sign("anna", Label.COMMIT, commit)
+    site = SimpleNamespace(name="anna", member=SimpleNamespace(signing_key=signing_key("anna")))
+    client = SimpleNamespace(record=lambda *_: signed)
+    with pytest.raises(VerificationError, match="longer than any ledger"):
+        check_own_commit(SimpleNamespace(name="trial", client=client, site=site), 1)
 
 
 def test_the_mutators_themselves_take_anything():
