@@ -35,6 +35,7 @@ OPTIONS = (
     # Sites' watch streams are quiet for long; a dead peer is noticed within a minute.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),  # gRPC waits for the longer of the two, by default a minute
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.max_metadata_size", MAX_METADATA),

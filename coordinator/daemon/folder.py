@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cipherward.database import file_url
 from cipherward.durable import explained, write_file
 
 DATABASE, BLOBS, ADDRESS = "coordinator.db", "blobs", "address"
@@ -11,7 +12,7 @@ DATABASE, BLOBS, ADDRESS = "coordinator.db", "blobs", "address"
 
 def database_url(folder: Path) -> str:
     """The default database."""
-    return f"sqlite:///{folder.absolute()}/{DATABASE}"
+    return file_url(folder / DATABASE)
 
 
 def blobs_url(folder: Path) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from cipherward.database import file_url
 from cipherward.durable import explained
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -25,7 +26,7 @@ class SiteFolder:
     @property
     def database_url(self) -> str:
         """As SQLAlchemy takes it."""
-        return f"sqlite:///{self.database}"
+        return file_url(self.database)
 
     @property
     def policy(self) -> Path:

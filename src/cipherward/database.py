@@ -59,6 +59,11 @@ def parse_url(url: str) -> URL:
     return parsed.set(drivername=_DRIVERS[parsed.drivername])
 
 
+def file_url(path: Path) -> str:
+    """The URL of an SQLite file, whatever characters are in its path."""
+    return f"sqlite:///{quote(str(path.absolute()), safe='/ ')}"
+
+
 def shown(url: URL) -> str:
     """The URL without its password, for people and logs."""
     return url.render_as_string(hide_password=True)

@@ -32,7 +32,7 @@ def processes_of(workdir: Path) -> list[str]:
 
 
 def test_demo_trains_twice_in_one_folder(tmp_path: Path) -> None:
-    workdir, out = tmp_path / "my demo", tmp_path / "out.json"  # a name with a space
+    workdir, out = tmp_path / "my demo? 50%25 #1", tmp_path / "out.json"  # a space, and what URLs are made of
     common = ["--rounds", "2", "--workdir", str(workdir), "--json", str(out)]
     for suite, more, who in (
         ("quorum", [], "3 of 4 sites open a sum"),
