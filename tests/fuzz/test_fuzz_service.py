@@ -50,7 +50,6 @@ def rss_mb():
 @pytest.fixture(scope="module")
 def hub():
     yield coordinator()
-    coordinator.cache_clear()
     close_all()
 
 

@@ -156,6 +156,8 @@ class Coordinator:
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(15)
+        self.loop.close()
+        coordinator.cache_clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def call(self, rpc: str, caller: str, messages: list[bytes], most: int = 64) -> list[bytes]:

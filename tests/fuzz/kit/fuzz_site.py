@@ -139,6 +139,7 @@ class World:
 
     def close(self) -> None:
         self.hospitals.close_all()
+        site.cache_clear()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def sign(self, name, label, record):
