@@ -82,7 +82,8 @@ class Posts(Posting):
         return self._reply(request, number, call)
 
     async def report(self, call: Call, request: PostRequest) -> PostReply:
-        """Step 7: the model that a site has. Also from sites outside U, and late."""
+        """Step 7: the model that a site has. Also from sites outside U, and late, but not behind the study's end:
+        the reports of the last round say for good whether its model stands."""
         view, report = self._open(call, request, Label.MODEL_REPORT, ModelReport)
         number = report.round
         self._bill(request, number)

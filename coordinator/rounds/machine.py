@@ -60,8 +60,7 @@ def step(rules: StudyRules, state: State, event: Event, now: float) -> Step:
             return state, ()
         if isinstance(event, StudyAborted) and state.life is Life.ABORTED:
             return state, ()
-        if isinstance(event, ReportPosted) and state.life is Life.FINISHED:
-            return state, ()  # the last round was decided without it
+        # A report too: behind a last round that was given up it would change what the sites make of the reports.
         raise LateError(f"the study is {state.life.value}", why=state.reason)
     changed, effects = _HANDLERS[type(event)](rules, state, event, now)
     advanced, more = _advance(rules, changed, now) if changed.running else (changed, ())

@@ -50,12 +50,9 @@ class Standing:
             return self._opening_model(entry.round + 1) != self._opening_model(entry.round)
         if not ended:
             return True
-        # No record follows the last round: what enough of U reported stands, as by the coordinator's own rule.
-        votes = self.votes(entry)
-        row = self._study.row()
-        if row.model_round == entry.round and self._study.site.name in entry.cohort:
-            votes[self._study.site.name] = row.model_digest
-        most = max(Counter(votes.values()).values(), default=0)
+        # No record follows the last round: what enough of U reported stands, as by the coordinator's own rule. It
+        # takes no report any more, so that every site counts the same ones; this site's own counts if it is there.
+        most = max(Counter(self.votes(entry).values()).values(), default=0)
         needed = agreement_needed(trust.manifest.colluders, len(entry.cohort))
         return most >= min(needed, len(entry.cohort))
 
@@ -75,7 +72,7 @@ class Standing:
         most = REPORTS_A_SITE * len(trust.sites)
         for signed in study.client.model_reports(study.name, entry.round, most):
             name = signed.signer.rpartition("/")[2]
-            if name not in entry.cohort or name == study.site.name:
+            if name not in entry.cohort:
                 continue
             try:
                 report: ModelReport = verify_model_report(signed, trust, entry.round, name)

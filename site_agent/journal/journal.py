@@ -84,11 +84,6 @@ class Journal:
         with self._engine.begin() as connection:
             return [Entry(**row._mapping) for row in connection.execute(query)]
 
-    def last_closed(self) -> Entry | None:
-        """The newest round with a close record."""
-        closed = [entry for entry in self.history() if entry.closing_record and not entry.aborted]
-        return closed[-1] if closed else None
-
     def write(self, round_number: int, **values: Any) -> None:
         """Write columns of the round that are not written yet; writing the same value again does nothing.
 

@@ -22,6 +22,7 @@ from sim_stored import Stored
 from sim_world import ROUNDS, SITES, STUDIES, World
 
 from cipherward.coordinator.rounds.state import Life
+from cipherward.coordinator.rounds.state import Phase as RoundPhase
 
 LISTS = int(os.environ.get("CIPHERWARD_SIMULATIONS", "2000"))
 BATCH = 500
@@ -86,6 +87,36 @@ def test_calm_studies_finish_with_every_update_once(suites: str) -> None:
         rosters = {number: SITES if number == 1 else SITES[:4] for number in range(1, ROUNDS + 1)}
         expected = sum(world.weight(name, n, site) for n, roster in rosters.items() for site in roster)
         assert value_of(stored.state.model) == expected
+
+
+@pytest.mark.parametrize("late", range(4))
+@pytest.mark.parametrize("sites", [5, 3])
+def test_reports_behind_the_end_do_not_divide_the_sites(sites: int, late: int) -> None:
+    """All open the last sum and one report comes in time: the round is given up. Then others' reports come, before
+    and after the sites look at them. Three contributors: a single vote more would make it stand."""
+    world = World(False, True)
+    name, study = "y", world.coordinator.studies["y"]
+    if sites == 3:
+        world.add_version(name)
+    for _ in range(ROUNDS - 1):
+        run(world, Op("round", 1), Fault())
+    while study.state.phase is not RoundPhase.RELEASE:
+        before = study.state
+        for site in SITES[:sites]:
+            world.act(site, name)
+        world.sum(name)
+        if study.state is before:
+            world.tick(61.0)
+    for who in range(sites):
+        run(world, Op("act", 1, who), Fault("post late" if who else ""))
+    assert set(study.state.reports) == {SITES[0]} and len(study.state.contributors) == sites
+    world.tick(41.0)
+    assert study.state.life is Life.FINISHED and study.unopened == {ROUNDS}
+    world.act(SITES[1], name)
+    for _ in range(min(late, sites - 1)):
+        world.late(0, again=False)
+    finish(world)
+    assert world.witness.reached["went back"] == sites
 
 
 def _after_a_round() -> tuple[World, Stored]:

@@ -236,7 +236,10 @@ def test_the_study_ends_behind_its_last_round() -> None:
     for site in SITES:
         effects = run(events.ReportPosted(site, 1, b"m1"))
     assert effects == (Discard(1),) and run.state.life is Life.FINISHED and run.state.model == b"m1"
-    assert run(events.ReportPosted("a", 1, b"m1")) == (), "late, and harmless"
+    with pytest.raises(
+        LateError, match="finished"
+    ):  # sites read the reports to know whether the last model stands
+        run(events.ReportPosted("a", 1, b"m2"))
 
 
 def test_a_study_without_any_finished_round_is_aborted() -> None:

@@ -43,11 +43,8 @@ class Journal:
     def entry(self, number: int) -> Entry:
         return self._entries.get(number) or Entry(number)
 
-    def last_closed(self) -> Entry | None:
-        for number in sorted(self._entries, reverse=True):
-            if self._entries[number].closing_record is not None and not self._entries[number].aborted:
-                return self._entries[number]
-        return None
+    def history(self) -> list[Entry]:
+        return [self._entries[number] for number in sorted(self._entries)]
 
     def write(self, number: int, **values: Any) -> None:
         entry = self.entry(number)

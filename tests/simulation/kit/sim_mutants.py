@@ -244,3 +244,13 @@ def a_site_forgets_its_commit(patch: Patch) -> None:
                 self.journal._entries[number] = entry.with_values(lost)
 
     patch.setattr(Participant, "restart", forgetful)
+
+
+@mutant
+def a_site_keeps_the_model_of_a_round_that_was_given_up(patch: Patch) -> None:
+    patch.setattr(Participant, "_go_back", lambda self, standing: True)
+
+
+@mutant
+def a_site_waits_for_the_model_of_a_round_that_was_given_up(patch: Patch) -> None:
+    patch.setattr(Participant, "_stands", lambda self, entry, current, *, ended: True)

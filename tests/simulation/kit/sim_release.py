@@ -1,16 +1,14 @@
-"""What a site does at the end of a round: it believes the close record, opens the sum, reports its model, and takes a
-model over from a peer where it missed one."""
+"""What a site does at the end of a round: it believes the close record, opens the sum and reports its model."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sim_records import Abort, Close, Report, chained, digest, model_of, value_of
+from sim_resync import INITIAL
 
 from cipherward.crypto.manifest_rules import effective_threshold
-from cipherward.crypto.records import agreement_needed
 from cipherward.errors import ConflictError, ProtocolError, UnavailableError, VerificationError
 
 if TYPE_CHECKING:
@@ -28,6 +26,7 @@ class Release:
     row: Any
     secret: Any
     outbox: dict[int, Any]
+    models: set[bytes]
     reported: tuple[int, bytes] | None
     rules: Callable[[int], Any]
     _call: Callable[..., Any]
@@ -105,7 +104,9 @@ class Release:
         except (VerificationError, ProtocolError):
             self._settle(number, closed)
             return
-        model = model_of(value_of(self.row.model) + total)
+        before, before_round = self.row.model, self.row.model_round
+        model = model_of(value_of(before) + total)
+        self._durable(lambda: self.models.add(model))
 
         def apply() -> None:
             self._chain(number, closed)
@@ -114,6 +115,8 @@ class Release:
 
         self._durable(apply)
         self.world.witness.opened(self.study, number, self.site, closed)
+        if (opening := self.journal.entry(before_round).round_record) is not None:
+            self._durable(lambda: self.models.difference_update({opening.model} - {before, INITIAL}))
         self._over(number)
 
     def _open(self, number: int, closed: Close) -> None:
@@ -138,43 +141,3 @@ class Release:
         except ProtocolError:
             pass
         self.reported = (number, row.model)
-
-    # resync
-
-    def _agreed(self, last: Any) -> tuple[bytes | None, int]:
-        others = [name for name in last.cohort if name != self.site]
-        found = self._call(lambda: self.world.coordinator.reports(self.study, last.round))
-        votes = {
-            r.site: r.model for r in found if r.site in others and r.close == digest(last.closing_record)
-        }
-        if not votes:
-            return None, 0
-        model, count = Counter(votes.values()).most_common(1)[0]
-        enough = count >= agreement_needed(self.rules(last.round).colluders, len(others))
-        return (model, count) if enough else (None, 0)
-
-    def _ensure_model(self, current: int, *, ended: bool = False) -> None:
-        last, row = self.journal.last_closed(), self.row
-        if last is None:
-            return
-        agreed, count = self._agreed(last)
-        if row.model_round == last.round and agreed in (None, row.model):
-            return
-        if agreed is None:
-            if self.quorum and (
-                ended if current == last.round else self._opening(current).model == row.model
-            ):
-                return  # no model came of the round
-            raise UnavailableError("the other sites have not agreed yet")
-        if row.model_round == last.round and count < 2:
-            raise UnavailableError("the model is in dispute")
-        self._call(lambda: self.world.coordinator.request_model(self.study, self.site))
-        models = self.world.coordinator.studies[self.study].models
-        item = self._call(lambda: models.get(self.site))
-        if item is None or item != (last.round, agreed, last.transcript):
-            raise UnavailableError("no site has sent the model yet")
-
-        def take_over() -> None:
-            row.model, row.model_round = agreed, last.round
-
-        self._durable(take_over)

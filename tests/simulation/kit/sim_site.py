@@ -17,13 +17,13 @@ from sim_records import (
     Join,
     Plan,
     digest,
-    model_of,
 )
 from sim_release import Release
+from sim_resync import INITIAL, Resync
 from sim_stored import PIECES
 
 from cipherward.coordinator.rounds.state import Life, Phase, Rules
-from cipherward.errors import LateError, ProtocolError, UnavailableError, VerificationError
+from cipherward.errors import ProtocolError, UnavailableError, VerificationError
 
 if TYPE_CHECKING:
     from sim_world import World
@@ -49,19 +49,19 @@ class Row:
 
     transcript: bytes
     transcript_round: int = 0
-    model: bytes = model_of(0)
+    model: bytes = INITIAL
     model_round: int = 0
     ended: bool = False
 
 
-class Participant(Release):
-    """One site in one study. ``journal``, ``row``, ``outbox`` and ``shared_keys`` are its disk."""
+class Participant(Release, Resync):
+    """One site in one study. ``journal``, ``row``, ``outbox``, ``models`` and ``shared_keys`` are its disk."""
 
     def __init__(self, world: World, site: str, study: str, transcript: bytes) -> None:
         self.world, self.site, self.study = world, site, study
         self.journal, self.row = Journal(), Row(transcript)
         self.outbox: dict[int, dict[Any, Any]] = {}
-        self.shared_keys: dict[int, bytes] = {}
+        self.models, self.shared_keys = {INITIAL}, dict[int, bytes]()
         self.restart()
 
     def restart(self) -> None:
@@ -69,6 +69,8 @@ class Participant(Release):
         self.secret: Secret | None = None
         self.reported: tuple[int, bytes] | None = None
         self.snapshot: dict[str, Any] | None = None
+        opening = self.journal.entry(self.row.model_round).round_record
+        self.models &= {self.row.model, INITIAL, *([opening.model] if opening else [])}  # as state.tidy
 
     # Disk and network
 
@@ -154,16 +156,7 @@ class Participant(Release):
             for receiver in snapshot["keys"]:
                 self._call(lambda r=receiver: self.world.coordinator.put_key(self.study, r, key))
                 self.world.witness.key_stored(self.study, self.rules(snapshot["round"]).version, receiver)
-        last = self.journal.last_closed()
-        if last is None or self.row.model_round != last.round:
-            return
-        item = (last.round, self.row.model, last.transcript)
-        for receiver in snapshot["models"]:
-            if receiver != self.site:
-                try:
-                    self._call(lambda r=receiver: self.world.coordinator.put_model(self.study, r, item))
-                except LateError:
-                    continue
+        self._serve_models(snapshot)
 
     # participation
 
