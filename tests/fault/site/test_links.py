@@ -132,6 +132,7 @@ def test_a_link_that_falls_silent_is_noticed_and_dialled_again(make_consortium):
         if name != "delta":
             world.start_site(name, KEEPALIVE="6000")
     world.wait_for(lambda: all(events(world, name, "joined") for name in silent), "the joins")
+    dialled = len(silent["beta"].accepted)
     for link in silent.values():
         link.hole = True
     began = time.monotonic()
@@ -142,7 +143,6 @@ def test_a_link_that_falls_silent_is_noticed_and_dialled_again(make_consortium):
     world.processes["gamma"].terminate()
     assert world.processes["gamma"].wait(15) == 0, world.log("gamma")
     assert time.monotonic() - before < 15
-    dialled = len(silent["beta"].accepted)
     world.wait_for(lambda: len(events(world, "beta", "not connected")) >= 2, "another try", seconds=60)
     assert len(silent["beta"].accepted) > dialled
     for link in silent.values():
