@@ -28,7 +28,7 @@ from cipherward.site_agent.training.client import Trainer
 
 TASK = "bench-linear"
 PLAIN = "plain"
-_ENTRY = ("-m", "cipherward.evaluation.bench.plain.entry")
+_ENTRY = "cipherward.evaluation.bench.plain.entry"
 _PACKAGE = "cipherward_bench_task"
 
 _TASK_CODE = """\

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -15,22 +14,14 @@ from typing import Self
 
 from cipherward.errors import UnavailableError
 
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-def _die_with_parent() -> None:
-    # A session of its own: Ctrl-C reaches the demo alone, which then stops everything in order. If the demo
-    # itself is killed, the kernel tells the child.
-    os.setsid()
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+_CHILD = "cipherward.evaluation.demo.child"
 
 
 class Processes:
     """A group of named processes with a log file each; leaving the context stops them all."""
 
-    def __init__(self, logs: Path, command: tuple[str, ...] = ("-m", "cipherward.cli.app")) -> None:
-        self._logs, self._command = logs, command
+    def __init__(self, logs: Path, module: str = "cipherward.cli.app") -> None:
+        self._logs, self._module = logs, module
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         logs.mkdir(parents=True, exist_ok=True)
 
@@ -38,11 +29,12 @@ class Processes:
         """Run ``cipherward ARGUMENTS`` with its output in ``logs/NAME.log``."""
         with (self._logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(  # noqa: S603 - our own command line
-                [sys.executable, *self._command, *arguments],
+                [sys.executable, "-m", _CHILD, str(os.getpid()), self._module, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_die_with_parent,
+                # Ctrl-C reaches the demo alone, which then stops everything in order.
+                start_new_session=True,
                 env={**os.environ, "MALLOC_ARENA_MAX": "1"},
             )
         self._running[name] = process

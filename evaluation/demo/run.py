@@ -182,7 +182,7 @@ def run(options: Options) -> DemoResult:
             shared = len(sources) >= _SHARED_TRAINER_FROM
             if not shared:
                 trainer.close()
-            study = RunningStudy(consortium, processes, list(sources), ("-m", "cipherward.cli.app"))
+            study = RunningStudy(consortium, processes, list(sources), "cipherward.cli.app")
             progress.step("starting the coordinator and the agents")
             study.start(folder / "trainer" / "socket" if shared else None)
             ready = time.monotonic()

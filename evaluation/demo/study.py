@@ -23,17 +23,17 @@ class RunningStudy:
     """Coordinator and agents; ``processes`` stops them."""
 
     def __init__(
-        self, consortium: DemoConsortium, processes: Processes, sites: Sequence[str], command: Sequence[str]
+        self, consortium: DemoConsortium, processes: Processes, sites: Sequence[str], module: str
     ) -> None:
         self._consortium, self._processes, self._sites = consortium, processes, sites
-        self._command = command
+        self._module = module
         self.address = ""
 
     def cipherward(self, *arguments: str) -> str:
         """Run a ``cipherward`` command to its end; gives its output, raises UnavailableError with its
         error."""
         done = subprocess.run(  # noqa: S603 - our own command line
-            [sys.executable, *self._command, *arguments], capture_output=True, text=True, check=False
+            [sys.executable, "-m", self._module, *arguments], capture_output=True, text=True, check=False
         )
         if done.returncode:
             raise UnavailableError(

@@ -99,7 +99,7 @@ class Participation:
         vector = build(study.layout(trust), scaled, outcome.metrics, trust.params.bound)
         digest = study.outbox(round_number).put_update(vector)
         study.journal.write(round_number, update_digest=digest)
-        study.log.info("trained", round=round_number, seconds=round(outcome.seconds, 1))
+        study.log.info("trained", round=round_number, seconds=round(outcome.seconds, 3))
 
     def abandon(self, current_round: int | None) -> None:
         """Stop training for a round that is over (None: for any round). Called from another thread."""

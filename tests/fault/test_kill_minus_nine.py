@@ -19,7 +19,7 @@ from cipherward.proto.v1.coordinator_pb2 import Phase, StudyStatus
 from cipherward.site_agent.training.client import Trainer
 
 ROUNDS = 3
-COMMAND = ("-m", "cipherward.cli.app")
+COMMAND = "cipherward.cli.app"
 
 
 def free_port() -> int:

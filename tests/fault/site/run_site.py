@@ -45,7 +45,8 @@ def arm(crashes):
         crashes.at(*(f"journal-before:{column}" for column in values))
         after = [f"journal:{column}" for column in values]
         if any(step in crashes.left for step in after):
-            connection.commit()
+            if "SIGNAL" not in os.environ:  # a milder signal lets the transaction go on to its own commit
+                connection.commit()
             crashes.at(*after)
 
     def returning(step, original):
