@@ -8,8 +8,9 @@ from sim_mutants import MUTANTS
 from sim_operations import history, operations
 from sim_world import World
 
-LISTS = 1500
-"""Bounded: a mistake that takes more to be found counts as not found."""
+LISTS = 20_000
+"""Bounded: a mistake that takes more to be found counts as not found. The rarest takes 1,600 on average (at most 4,900
+of twelve seeds): what Hypothesis draws for a seed depends on the modules that are loaded, so one seed proves nothing."""
 
 
 def breaks(suites: tuple[bool, bool]) -> bool:
@@ -36,6 +37,7 @@ def breaks(suites: tuple[bool, bool]) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_mistake_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     MUTANTS[name](monkeypatch)
