@@ -9,8 +9,8 @@ from sim_operations import history, operations
 from sim_world import World
 
 LISTS = 20_000
-"""Bounded: a mistake that takes more to be found counts as not found. The rarest takes 1,600 on average (at most
-4,900 of twelve seeds); what Hypothesis draws for a seed depends on the modules that are loaded: a seed proves nothing."""
+"""Bounded: a mistake that takes more to be found counts as not found. The rarest takes 1,600 on average, at most
+4,900 with twelve seeds. A seed by itself proves nothing: what Hypothesis draws depends on the modules loaded."""
 
 
 def breaks(suites: tuple[bool, bool]) -> bool:
