@@ -23,7 +23,7 @@ from cipherward.durable import explained
 from cipherward.errors import EnvironmentProblem, FormatError, UnavailableError, WireError, from_wire
 from cipherward.site_agent.ledger.accountant_service import accounting_socket
 from cipherward.site_agent.tasks.base import Split
-from cipherward.site_agent.training.constants import DpSgd, PlainSgd
+from cipherward.site_agent.training.constants import TrainingConstants
 from cipherward.site_agent.training.metrics import METRICS, Evaluation
 from cipherward.site_agent.training.protocol import Array, receive, send
 
@@ -43,9 +43,10 @@ class TaskRef:
 
 @dataclass(frozen=True, slots=True)
 class TrainOutcome:
-    """``update``: (P,), float32, finite. ``metrics``: (3,), float64, see ``metrics.federated``. The rest
-    stays at the hospital: seconds of training, how many patient gradients were not finite and counted as
-    zero, and ``patients``, the id of each patient that this job loaded, once, sorted."""
+    """``update``: (P,), float32, finite, see ``dpsgd.TrainingResult``. ``metrics``: (3,), float64, see
+    ``metrics.federated``. The rest stays at the hospital: seconds of training, how many patient gradients
+    were not finite and counted as zero, and ``patients``, the id of each patient that this job loaded, once,
+    sorted."""
 
     update: NDArray[np.float32] = field(repr=False)
     metrics: NDArray[np.float64] = field(repr=False)
@@ -154,7 +155,7 @@ class Trainer:
         self,
         task: TaskRef,
         source: str,
-        constants: DpSgd | PlainSgd,
+        constants: TrainingConstants,
         weights: NDArray[np.float32],
         *,
         timeout: float,

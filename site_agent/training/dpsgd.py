@@ -31,7 +31,7 @@ from cipherward.crypto.randomness import KeyStream
 from cipherward.errors import UsageError
 from cipherward.site_agent.tasks.base import Records, Task
 from cipherward.site_agent.training import metrics, weights
-from cipherward.site_agent.training.constants import DpSgd, SgdConstants
+from cipherward.site_agent.training.constants import DpSgd, PlainSgd, SgdConstants, SharedNoise
 
 _GRADIENT_VALUES = 1 << 25
 """Float32 values of per-sample (and of per-patient) gradients held at a time: 128 MB each."""
@@ -41,7 +41,8 @@ _MAX_THREADS = 8
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """``update``: new minus old weights, (P,), float32, finite. ``metrics``: of the model as it came in,
+    """``update``: (P,), float32, finite: new minus old weights, or with SharedNoise a site's part of the sum of
+    gradients, in [-1, 1]. ``metrics``: of the model as it came in,
     (3,), see ``metrics.federated``. ``dropped``: patient gradients that were not finite and counted as zero;
     it is exact, so it stays at the hospital."""
 
@@ -75,6 +76,11 @@ def train(
     reported = metrics.federated(task, model, records, constants, stream)
 
     sampler = PatientGradients(task, model, records, device)
+    if isinstance(constants, SharedNoise):
+        update, dropped = _part_of_the_sum(sampler, constants, stream)
+        return TrainingResult(update, reported, dropped)
+    anchor = torch.from_numpy(start).to(device, torch.float64)
+    proximal = constants.proximal if isinstance(constants, DpSgd | PlainSgd) else 0.0
     dropped = 0
     for _ in range(constants.steps):
         chosen = np.flatnonzero(stream.uniform53(sampler.patients) < constants.sampling_rate)
@@ -85,7 +91,11 @@ def train(
         if isinstance(constants, DpSgd):
             noise = torch.from_numpy(stream.gaussian(len(total)))
             total += (constants.noise_multiplier * constants.clip_norm) * noise.to(device)
-        sampler.step(total * (constants.learning_rate / constants.divisor))
+        move = total * (constants.learning_rate / constants.divisor)
+        if proximal:
+            # After the noise: it depends on released weights only.
+            move += (constants.learning_rate * proximal) * (sampler.weights() - anchor)
+        sampler.step(move)
 
     update = weights.flatten(model) - start
     if not np.isfinite(update).all():
@@ -93,6 +103,21 @@ def train(
             "training diverged", why="the weights grew beyond float32", fix="Lower the study's learning rate"
         )
     return TrainingResult(update, reported, dropped)
+
+
+def _part_of_the_sum(
+    sampler: PatientGradients, constants: SharedNoise, stream: KeyStream
+) -> tuple[NDArray[np.float32], int]:
+    """A site's part of one step over all sites: its clipped sum with its share of the noise, in units of
+    ``noise_range`` shares, clipped to [-1, 1] (post-processing). Float32, and how many gradients were not
+    finite."""
+    chosen = np.flatnonzero(stream.uniform53(sampler.patients) < constants.sampling_rate)
+    total, dropped = sampler.clipped_sum(chosen, constants.clip_norm)
+    noise = torch.from_numpy(stream.gaussian(len(total)))
+    total += constants.noise_share * noise.to(total.device)
+    part = total / (constants.noise_range * constants.noise_share)
+    flat: NDArray[np.float32] = part.clamp(-1.0, 1.0).float().cpu().numpy()
+    return flat, dropped
 
 
 class PatientGradients:
@@ -141,6 +166,10 @@ class PatientGradients:
             factors = torch.ones_like(norms) if clip_norm is None else (clip_norm / norms).clamp(max=1.0)
             total += factors @ gradients.double()
         return total, dropped
+
+    def weights(self) -> torch.Tensor:
+        """As they are now, (P,), float64."""
+        return torch.cat([parameter.detach().reshape(-1).double() for parameter in self._parameters])
 
     def step(self, move: torch.Tensor) -> None:
         """Subtract ``move``, (P,), from the weights."""

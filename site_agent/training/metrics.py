@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cipherward.errors import FormatError, UsageError
-from cipherward.site_agent.training.constants import DpSgd, SgdConstants
+from cipherward.site_agent.training.constants import DpSgd, SgdConstants, SharedNoise
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ def federated(
 
     A patient's loss and correctness are means over the patient's records, each record's loss clipped to
     [0, loss_bound] (not a number counts as loss_bound). With DpSgd, noise of metrics_noise_multiplier x
-    SENSITIVITY is added: a Gaussian mechanism over all patients.
+    SENSITIVITY is added: a Gaussian mechanism over all patients. With SharedNoise it is one site's share.
     """
     losses, correct, _ = _predict(task, model, records)
     patient_of = {patient: index for index, patient in enumerate(records.patients)}
@@ -71,6 +71,8 @@ def federated(
     ])  # fmt: skip
     if isinstance(constants, DpSgd):
         sums += constants.metrics_noise_multiplier * SENSITIVITY * stream.gaussian(METRICS)
+    elif isinstance(constants, SharedNoise):
+        sums += constants.metrics_noise_share * SENSITIVITY * stream.gaussian(METRICS)
     scaled: NDArray[np.float64] = sums / constants.metrics_scale
     return scaled
 

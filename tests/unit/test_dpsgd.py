@@ -206,6 +206,56 @@ def test_no_noise_and_no_clipping_is_plain_sgd_on_a_network() -> None:
     assert np.allclose(update, expected, atol=1e-6)
 
 
+# FedProx
+
+
+def test_the_proximal_term_pulls_towards_the_start() -> None:
+    """mu (w - w_start) is added to each step's gradient (Li et al., MLSys 2020, equation 2)."""
+    records = some_records([0, 0, 1, 2, 3, 3, 3])
+    start = network_start()
+    mu = 0.8
+    model = Network().model()
+    weights.assign(model, start)
+    anchor = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=PLAIN.learning_rate)
+    for _ in range(PLAIN.steps):
+        optimizer.zero_grad()
+        loss = Network().loss(model(records.features), records.labels).sum() / PLAIN.divisor
+        pull = sum(((p - a) ** 2).sum() for p, a in zip(model.parameters(), anchor, strict=True))
+        (loss + mu / 2 * pull).backward()
+        optimizer.step()
+    expected = weights.flatten(model) - start
+    update = train(Network(), records, start, replace(PLAIN, proximal=mu), stream()).update
+    assert np.allclose(update, expected, atol=1e-6)
+    assert np.linalg.norm(update) < np.linalg.norm(train(Network(), records, start, PLAIN, stream()).update)
+
+
+def test_the_proximal_term_is_added_after_the_noise() -> None:
+    """With noise alone, each step is w - w_start <- (1 - lr mu) (w - w_start) - lr noise / divisor: it
+    depends on nothing but what was released."""
+    constants = replace(PRIVATE, sampling_rate=1e-9, steps=2, learning_rate=1.0, divisor=2.0)
+    records = some_records([0, 1], features=5000)
+    zeros = np.zeros(5001, np.float32)
+    one = train(Wide(), records, zeros, replace(constants, steps=1), stream(1)).update
+    free = train(Wide(), records, zeros, constants, stream(1)).update
+    pulled = train(Wide(), records, zeros, replace(constants, proximal=0.25), stream(1)).update
+    assert np.allclose(pulled, free - 0.25 * one, atol=1e-6)
+
+
+def test_no_proximal_term_gives_the_bits_of_sgd_without_one() -> None:
+    records, start = some_records([0, 0, 1, 2]), network_start()
+    model = Network().model()
+    weights.assign(model, start)
+    gradients = PatientGradients(Network(), model, records, CPU)
+    for _ in range(PLAIN.steps):
+        total, _ = gradients.clipped_sum(np.arange(gradients.patients), None)
+        gradients.step(total * (PLAIN.learning_rate / PLAIN.divisor))
+    expected = weights.flatten(model) - start
+    assert np.array_equal(train(Network(), records, start, PLAIN, stream()).update, expected)
+    pulled = train(Network(), records, start, replace(PLAIN, proximal=1e-3), stream()).update
+    assert not np.array_equal(pulled, expected)
+
+
 # Noise. Each check is also shown to catch the mutants it exists for.
 
 

@@ -19,7 +19,13 @@ from cipherward.crypto.randomness import KeyStream
 from cipherward.errors import FormatError, UsageError
 from cipherward.site_agent.tasks.base import BinaryTask, Records, Split
 from cipherward.site_agent.training import metrics
-from cipherward.site_agent.training.constants import DpSgd, PlainSgd, from_json
+from cipherward.site_agent.training.constants import (
+    DpSgd,
+    PlainSgd,
+    SharedNoise,
+    TrainingConstants,
+    from_json,
+)
 
 PLAIN = PlainSgd(
     sampling_rate=1.0, steps=1, divisor=1.0, learning_rate=1.0, loss_bound=2.0, metrics_scale=1.0
@@ -27,6 +33,10 @@ PLAIN = PlainSgd(
 PRIVATE = DpSgd(
     sampling_rate=1.0, steps=1, divisor=1.0, learning_rate=1.0, loss_bound=2.0, metrics_scale=10.0,
     clip_norm=1.0, noise_multiplier=1.0, metrics_noise_multiplier=4.0,
+)  # fmt: skip
+SHARED = SharedNoise(
+    sampling_rate=1.0, steps=1, divisor=1.0, learning_rate=1.0, loss_bound=2.0, metrics_scale=10.0,
+    clip_norm=0.5, noise_multiplier=1.2, metrics_noise_multiplier=4.0, honest=9.0, noise_range=32.0,
 )  # fmt: skip
 
 
@@ -52,7 +62,7 @@ def records(logits: list[float], labels: list[int], owners: list[int]) -> Record
     )
 
 
-def sums(data: Records, constants: DpSgd | PlainSgd = PLAIN, key: bytes = bytes(32)) -> np.ndarray:
+def sums(data: Records, constants: TrainingConstants = PLAIN, key: bytes = bytes(32)) -> np.ndarray:
     return metrics.federated(Identity(), Identity().model(), data, constants, KeyStream(key))
 
 
@@ -86,11 +96,12 @@ def test_means_are_per_patient_and_losses_are_clipped() -> None:
     assert patients == 2
 
 
-def test_metrics_noise_is_sigma_times_the_sensitivity() -> None:
+@pytest.mark.parametrize(("private", "share"), [(PRIVATE, 1.0), (SHARED, 1 / 3)])
+def test_metrics_noise_is_sigma_times_the_sensitivity(private: TrainingConstants, share: float) -> None:
     data = records([1.0, -1.0], [1, 1], [0, 1])
     exact = sums(data, replace(PLAIN, metrics_scale=PRIVATE.metrics_scale))
-    noise = np.concatenate([sums(data, PRIVATE, number.to_bytes(32, "big")) - exact for number in range(600)])
-    scale = PRIVATE.metrics_noise_multiplier * math.sqrt(3) / PRIVATE.metrics_scale
+    noise = np.concatenate([sums(data, private, number.to_bytes(32, "big")) - exact for number in range(600)])
+    scale = share * PRIVATE.metrics_noise_multiplier * math.sqrt(3) / PRIVATE.metrics_scale
     assert stats.kstest(noise / scale, "norm").pvalue > 1e-3
     assert stats.kstest(noise / scale * 2, "norm").pvalue < 1e-9  # the check would catch half of it
 
@@ -136,8 +147,8 @@ def test_evaluation_is_exact() -> None:
         metrics.evaluate(Identity(), Identity().model(), records([], [], []))
 
 
-@pytest.mark.parametrize("constants", [PLAIN, PRIVATE])
-def test_constants_travel_as_json(constants: DpSgd | PlainSgd) -> None:
+@pytest.mark.parametrize("constants", [PLAIN, PRIVATE, SHARED, replace(PRIVATE, proximal=0.5)])
+def test_constants_travel_as_json(constants: TrainingConstants) -> None:
     assert from_json(json.loads(json.dumps(constants.to_json()))) == constants
 
 
@@ -153,11 +164,35 @@ def test_constants_travel_as_json(constants: DpSgd | PlainSgd) -> None:
         {"steps": 0},
         {"steps": 2.5},
         {"divisor": 0.0},
+        {"proximal": -0.1},
+        {"proximal": math.inf},
     ],
 )
 def test_private_constants_cannot_turn_privacy_off(change: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         replace(PRIVATE, **change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"noise_multiplier": 0.0},
+        {"metrics_noise_multiplier": 0.0},
+        {"clip_norm": 0.0},
+        {"honest": 0.5},
+        {"honest": math.nan},
+        {"noise_range": 0.0},
+        {"steps": 2},
+    ],
+)
+def test_shared_noise_cannot_be_turned_off(change: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        replace(SHARED, **change)
+
+
+def test_a_share_of_the_noise() -> None:
+    assert SHARED.noise_share == pytest.approx(0.5 * 1.2 / 3)
+    assert SHARED.metrics_noise_share == pytest.approx(4 / 3)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +204,9 @@ def test_private_constants_cannot_turn_privacy_off(change: dict[str, float]) -> 
         {**PLAIN.to_json(), "kind": "dp-sgd"},
         {**PRIVATE.to_json(), "kind": "none"},
         {**PRIVATE.to_json(), "extra": 1},
+        {**PRIVATE.to_json(), "honest": 2.0},
+        {**PRIVATE.to_json(), "kind": "dp-fedsgd"},
+        {**SHARED.to_json(), "proximal": 0.0},
         {**PRIVATE.to_json(), "divisor": "8"},
     ],
 )
