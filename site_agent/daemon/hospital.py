@@ -11,23 +11,27 @@ from cipherward.site_agent.daemon.constants import round_cost
 from cipherward.site_agent.daemon.site import Site
 from cipherward.site_agent.ledger.accounting import NO_PRIVACY
 from cipherward.site_agent.policy import Policy, StudyFacts, check, limits, require
+from cipherward.site_agent.policy.model import SHARED_NOISE
 from cipherward.site_agent.tasks.registry import task_digest
 from cipherward.site_agent.training.client import TaskRef
 
 
 def study_facts(manifest: Manifest) -> StudyFacts:
     """What policy looks at."""
+    shared = manifest.strategy.name in SHARED_NOISE
     return StudyFacts(
         study=manifest.study,
         version=manifest.version,
         suite=manifest.suite.name,
         parameters=manifest.suite.parameters,
+        strategy=manifest.strategy.name,
         task=manifest.task.name,
         task_digest=manifest.task.code_digest,
         sites=tuple(entry.name for entry in manifest.roster),
         minimum_cohort=manifest.minimum_cohort,
         threshold=manifest.threshold,
         colluders=manifest.colluders,
+        honest=manifest.minimum_cohort - manifest.colluders if shared else 0,
         rounds=manifest.rounds,
         dp=not manifest.dp_disabled,
         per_round=round_cost(manifest),

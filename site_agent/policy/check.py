@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from cipherward.crypto.manifest_rules import effective_threshold
 from cipherward.errors import BudgetError, PolicyError
 from cipherward.site_agent.ledger.accounting import NO_PRIVACY, repeated
 from cipherward.site_agent.ledger.chain import Kind
 from cipherward.site_agent.ledger.ledger import Ledger
 from cipherward.site_agent.policy import quorum
 from cipherward.site_agent.policy.facts import StudyFacts
-from cipherward.site_agent.policy.model import INSTALLED, DataSetPolicy, Policy
+from cipherward.site_agent.policy.model import INSTALLED, SHARED_NOISE, DataSetPolicy, Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ def check(
     found = [*_on_sites(policy, study), *_on_task(policy, study, installed_task)]
     if study.suite not in policy.allowed_suites:
         found.append(Finding("suite-not-allowed", f"the suite {study.suite} is not among allowed_suites"))
+    if study.strategy not in policy.allowed_strategies:
+        found.append(Finding("strategy-not-allowed", _on_strategy(study)))
     if policy.require_dp and not study.dp:
         found.append(Finding("dp-required", "the study trains without differential privacy"))
     if study.rounds < 1:
@@ -105,6 +108,18 @@ def _on_sites(policy: Policy, study: StudyFacts) -> Iterator[Finding]:
             yield Finding("threshold-too-low", line)
         for code, line in quorum.violations(cohort, study.threshold, study.colluders, sites):
             yield Finding(code, line)
+
+
+def _on_strategy(study: StudyFacts) -> str:
+    line = f"the strategy {study.strategy} is not among allowed_strategies"
+    if study.strategy not in SHARED_NOISE:
+        return line
+    opening = effective_threshold(study.threshold, study.minimum_cohort)
+    return (
+        f"{line}: a site adds only 1/{study.honest} of the noise's variance, so that the study's epsilon holds "
+        f"while at most {study.colluders} sites collude; {opening} sites that conspire to open this hospital's "
+        "update find its own share of the noise alone on it"
+    )
 
 
 def _on_task(policy: Policy, study: StudyFacts, installed: bytes | None) -> Iterator[Finding]:

@@ -15,12 +15,14 @@ class StudyFacts:
     version: int
     suite: str
     parameters: str
+    strategy: str
     task: str
     task_digest: bytes
     sites: tuple[str, ...]
     minimum_cohort: int  # k
     threshold: int  # t; quorum suite
     colluders: int  # c; quorum suite
+    honest: int  # h: so many sites share one round's noise; 0 where each site adds all of it
     rounds: int
     dp: bool
     per_round: tuple[PrivacyEvent, ...]  # what one round costs; empty where DP is off

@@ -26,6 +26,10 @@ from cipherward.settings_text import MAX_BYTES, parse_toml
 from cipherward.site_agent.ledger.accounting import MIN_DELTA
 
 INSTALLED = "installed"
+LOCAL_NOISE = frozenset({"fedavg", "fedprox", "fedadam", "fedyogi"})
+"""Strategies in which a site's own noise alone carries the guarantee, whoever opens its update."""
+SHARED_NOISE = frozenset({"dp-fedsgd"})
+"""Strategies in which a site adds only its share: the guarantee is the sum's, and rests on other sites."""
 
 
 def _name(value: str) -> str:
@@ -41,7 +45,15 @@ def _suite(value: str) -> str:
     return value
 
 
+def _strategy(value: str) -> str:
+    known = LOCAL_NOISE | SHARED_NOISE
+    if value not in known:
+        raise ValueError(f"there is no strategy {value!r}, only {', '.join(sorted(known))}")
+    return value
+
+
 Suite = Annotated[StrictStr, AfterValidator(_suite)]
+Strategy = Annotated[StrictStr, AfterValidator(_strategy)]
 Name = Annotated[StrictStr, AfterValidator(_name)]
 TaskPin = Annotated[StrictStr, Field(pattern=r"^(installed|[0-9a-f]{64})$")]
 
@@ -74,6 +86,8 @@ class Policy(BaseModel):
     """Sites that must act together to open a sum, in the quorum suite."""
     require_dp: StrictBool
     allowed_suites: Annotated[frozenset[Suite], Field(min_length=1)]
+    allowed_strategies: Annotated[frozenset[Strategy], Field(min_length=1)] = LOCAL_NOISE
+    """How updates are made and noised. One of SHARED_NOISE must be named: its guarantee needs other sites."""
     allowed_tasks: dict[Name, TaskPin]
     """Each task's code digest, or ``installed`` for whatever version is installed here."""
     datasets: dict[Name, DataSetPolicy] = Field(default_factory=dict)

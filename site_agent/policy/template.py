@@ -23,6 +23,11 @@ require_dp = true
 # hospital together with the coordinator can open every hospital's update; add it only if that is acceptable.
 allowed_suites = ["quorum"]
 
+# How updates are made. In these four each hospital adds all of its noise itself, and needs to trust nobody for it.
+# With "dp-fedsgd" the hospitals share one noise: better models, but the study's epsilon then holds only while no
+# more sites collude than the study says; `site policy check` shows what our own share of the noise guarantees.
+allowed_strategies = ["fedavg", "fedprox", "fedadam", "fedyogi"]
+
 # Which code may train on our data: the task's digest (64 hex digits), or "installed" for the version that is
 # installed here. The coordinator can never send code.
 [allowed_tasks]

@@ -33,6 +33,7 @@ from cipherward.site_agent.policy import (
     require,
     write_default,
 )
+from cipherward.site_agent.policy.model import LOCAL_NOISE
 from cipherward.site_agent.policy.quorum import violations
 from cipherward.site_agent.policy.template import TEMPLATE
 from cipherward.site_agent.state.metadata import metadata
@@ -45,12 +46,14 @@ FACTS = StudyFacts(
     version=1,
     suite="quorum",
     parameters="Q32",
+    strategy="fedavg",
     task="heart-disease",
     task_digest=CODE,
     sites=("a", "b", "c", "d"),
     minimum_cohort=3,
     threshold=3,
     colluders=1,
+    honest=0,
     rounds=5,
     dp=True,
     per_round=ROUND,
@@ -112,6 +115,8 @@ REFUSED = [
     ({"colluders": 2}, {"too-many-colluders", "cohort-below-threshold"}),
     ({"suite": "shared-key"}, {"suite-not-allowed"}),
     ({"suite": "plain"}, {"suite-not-allowed"}),
+    ({"strategy": "dp-fedsgd", "honest": 2}, {"strategy-not-allowed"}),
+    ({"strategy": "fedmagic"}, {"strategy-not-allowed"}),
     ({"task": "other"}, {"task-not-allowed"}),
     ({"task_digest": bytes(32)}, {"task-other-version"}),
     ({"dp": False, "per_round": ()}, {"dp-required", "dp-off-under-ceiling"}),
@@ -146,6 +151,21 @@ def test_all_reasons_are_given_at_once(ledger: Ledger) -> None:
         "task-not-installed",
     ):
         assert f"[{code}]" in line
+
+
+def test_shared_noise_must_be_allowed_by_name(ledger: Ledger) -> None:
+    shared = replace(FACTS, strategy="dp-fedsgd", honest=2)
+    (finding,) = check(policy(), shared, "ward", ledger, installed_task=CODE)
+    assert finding.code == "strategy-not-allowed"
+    for words in (
+        "dp-fedsgd",
+        "1/2 of the noise's variance",
+        "at most 1 sites collude",
+        "3 sites that conspire",
+    ):
+        assert words in finding.line
+    assert codes(ledger, shared, policy(allowed_strategies=["fedavg", "dp-fedsgd"])) == set()
+    assert codes(ledger, rules=policy(allowed_strategies=["dp-fedsgd"])) == {"strategy-not-allowed"}
 
 
 def test_tasks_are_pinned(ledger: Ledger) -> None:
@@ -259,6 +279,7 @@ def test_the_default_policy_is_cautious_and_never_overwrites(tmp_path: Path) -> 
     write_default(path)
     default = load(path)
     assert default.require_dp and default.minimum_cohort >= 3 and default.minimum_threshold >= 3
+    assert default.allowed_strategies == Policy.model_validate(POLICY).allowed_strategies == LOCAL_NOISE
     assert not default.allowed_tasks and not default.datasets  # nothing may run until the admin says so
     with pytest.raises(EnvironmentProblem):
         write_default(path)
@@ -284,6 +305,8 @@ WRONG = [
     ("require_dp = true", "require_DP = true", "require_dp"),
     ('["quorum"]', '["quorum", "plain"]', "allowed_suites"),
     ('["quorum"]', "[]", "allowed_suites"),
+    ('["fedavg", ', '["fedavgg", ', "allowed_strategies"),
+    ('["fedavg", "fedprox", "fedadam", "fedyogi"]', "[]", "allowed_strategies"),
     ("[allowed_tasks]", "[allowed_tasks]\nx = 'any'", "allowed_tasks.x"),
     ("[allowed_tasks]", "[allowed_tasks]\nx = 'AB'", "allowed_tasks.x"),
     ("[allowed_tasks]", "[allowed_tasks", "TOML"),
