@@ -22,9 +22,10 @@ from cipherward.errors import UsageError
 
 KEY_BYTES = 32
 _WORD = np.dtype("<u8")
-_CHUNK = 1 << 18
-"""Normal deviates made at a time: bounds the scratch memory of ``gaussian`` to some 30 MB."""
-_TERMS = 4
+_CHUNK = 1 << 15
+"""Normal deviates made at a time: the scratch memory of ``gaussian``, 1.5 MB, stays in the processor's cache."""
+TERMS = 2
+"""Box-Muller deviates in a normal deviate, see ``KeyStream.gaussian``."""
 _ZEROS = builtins.bytes(1 << 20)
 """What a keystream is added to: encrypting zeros gives the keystream itself."""
 
@@ -100,23 +101,37 @@ class KeyStream:
         return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def gaussian(self, count: int) -> NDArray[np.float64]:
-        """``count`` standard normal deviates. Shape (count,), float64.
+        """``count`` standard normal deviates. Shape (count,), float64. UsageError as ``bytes``.
 
-        Each is half the sum of four Box-Muller deviates from four different pairs. A single one lies on a
-        floating-point grid that betrays what it was added to (Mironov 2012); four raise the attacker's search
-        from 2**53 to 2**159 (Holohan and Braghin, "Secure random sampling in differential privacy", ESORICS
-        2021, section 5.1 with n = 2; Opacus does the same). The tail ends at 17.1 standard deviations.
+        Each is the sum of two Box-Muller deviates from different pairs, over the root of 2. A single one ends
+        at 8.6 standard deviations, and from 7.4 on its steps are wider than the grid that noised sums are rounded
+        to; two end at 12.1, and their steps are finer than 2**-30 up to 8. Opacus adds four, after Holohan and
+        Braghin ("Secure random sampling in differential privacy", ESORICS 2021, section 5.1): that hides the low
+        bits of what is released, which the grid takes away altogether (``training.noise``). So a deviate must
+        not be released as it is.
         """
         out = np.empty(count, dtype=np.float64)
+        pairs = (min(count, _CHUNK) + 1) // 2
+        words = np.empty((2, TERMS, pairs), dtype=_WORD)
+        uniform, square, scale = np.empty(words.shape), np.empty(words.shape[1:]), np.empty(words.shape[1:])
+        terms = np.empty((2, pairs))
         for start in range(0, count, _CHUNK):
-            size = min(_CHUNK, count - start)
-            pairs = (size + 1) // 2
+            self.fill(words)
+            np.right_shift(words, np.uint64(11), out=words)
+            np.multiply(words, 2.0**-53, out=uniform)
+            radius, tangent = uniform
             # 1 - u lies in (0, 1]: the logarithm is always finite.
-            radius = np.sqrt(-2.0 * np.log(1.0 - self.uniform53(_TERMS * pairs)))
-            angle = (2.0 * np.pi) * self.uniform53(_TERMS * pairs)
+            np.log(np.subtract(1.0, radius, out=radius), out=radius)
+            np.sqrt(np.multiply(radius, -2.0 / TERMS, out=radius), out=radius)
+            # Sine and cosine from the tangent of half the angle, which numpy computes six times faster:
+            # (1 - t^2) / (1 + t^2) and 2 t / (1 + t^2). At the pole, t = 1.6e16 in float64.
+            np.tan(np.multiply(np.subtract(tangent, 0.5, out=tangent), np.pi, out=tangent), out=tangent)
+            np.multiply(tangent, tangent, out=square)
+            np.divide(radius, np.add(square, 1.0, out=scale), out=scale)
+            np.multiply(np.subtract(1.0, square, out=square), scale, out=square)
+            np.multiply(np.multiply(tangent, 2.0, out=tangent), scale, out=tangent)
             # Row k holds the k-th term of every deviate, so that no deviate uses both halves of a pair.
-            terms = np.empty((_TERMS, 2 * pairs), dtype=np.float64)
-            terms[:, :pairs] = (radius * np.cos(angle)).reshape(_TERMS, pairs)
-            terms[:, pairs:] = (radius * np.sin(angle)).reshape(_TERMS, pairs)
-            out[start : start + size] = (terms.sum(axis=0) / 2.0)[:size]
+            np.sum(square, axis=0, out=terms[0])
+            np.sum(tangent, axis=0, out=terms[1])
+            out[start : start + _CHUNK] = terms.ravel()[: min(_CHUNK, count - start)]
         return out

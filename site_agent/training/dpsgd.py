@@ -6,7 +6,8 @@ every constant is the study's. One step:
 
 1. Poisson: each patient is in the batch with probability q, independently, from a CSPRNG.
 2. The gradients of a patient's records are summed; that sum is scaled to an L2 norm of at most C.
-3. The patients' vectors are summed, N(0, (sigma C)^2) is added to each coordinate from the CSPRNG.
+3. The patients' vectors are summed, N(0, (sigma C)^2) is added to each coordinate from the CSPRNG, and what
+   results is rounded to a grid (``noise``).
 4. The result is divided by the constant divisor; the weights move by it times the learning rate.
 
 An empty batch takes the same noisy step. Sums and noise are float64; adding or removing a patient moves the
@@ -32,6 +33,7 @@ from cipherward.errors import UsageError
 from cipherward.site_agent.tasks.base import Records, Task
 from cipherward.site_agent.training import metrics, weights
 from cipherward.site_agent.training.constants import DpSgd, PlainSgd, SgdConstants, SharedNoise
+from cipherward.site_agent.training.noise import Noise, gaussian_mechanism, noise_on
 
 _GRADIENT_VALUES = 1 << 25
 """Float32 values of per-sample (and of per-patient) gradients held at a time: 128 MB each."""
@@ -76,8 +78,9 @@ def train(
     reported = metrics.federated(task, model, records, constants, stream)
 
     sampler = PatientGradients(task, model, records, device)
+    noise = noise_on(device, stream)
     if isinstance(constants, SharedNoise):
-        update, dropped = _part_of_the_sum(sampler, constants, stream)
+        update, dropped = _part_of_the_sum(sampler, constants, stream, noise)
         return TrainingResult(update, reported, dropped)
     anchor = torch.from_numpy(start).to(device, torch.float64)
     proximal = constants.proximal if isinstance(constants, DpSgd | PlainSgd) else 0.0
@@ -89,8 +92,7 @@ def train(
         )
         dropped += not_finite
         if isinstance(constants, DpSgd):
-            noise = torch.from_numpy(stream.gaussian(len(total)))
-            total += (constants.noise_multiplier * constants.clip_norm) * noise.to(device)
+            total = gaussian_mechanism(total, constants.noise_multiplier * constants.clip_norm, noise)
         move = total * (constants.learning_rate / constants.divisor)
         if proximal:
             # After the noise: it depends on released weights only.
@@ -106,15 +108,14 @@ def train(
 
 
 def _part_of_the_sum(
-    sampler: PatientGradients, constants: SharedNoise, stream: KeyStream
+    sampler: PatientGradients, constants: SharedNoise, stream: KeyStream, noise: Noise
 ) -> tuple[NDArray[np.float32], int]:
     """A site's part of one step over all sites: its clipped sum with its share of the noise, in units of
     ``noise_range`` shares, clipped to [-1, 1] (post-processing). Float32, and how many gradients were not
     finite."""
     chosen = np.flatnonzero(stream.uniform53(sampler.patients) < constants.sampling_rate)
     total, dropped = sampler.clipped_sum(chosen, constants.clip_norm)
-    noise = torch.from_numpy(stream.gaussian(len(total)))
-    total += constants.noise_share * noise.to(total.device)
+    total = gaussian_mechanism(total, constants.noise_share, noise)
     part = total / (constants.noise_range * constants.noise_share)
     flat: NDArray[np.float32] = part.clamp(-1.0, 1.0).float().cpu().numpy()
     return flat, dropped

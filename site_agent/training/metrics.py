@@ -69,12 +69,24 @@ def federated(
         (np.bincount(owner, right, len(patient_of)) / per_patient).sum(),
         len(patient_of),
     ])  # fmt: skip
-    if isinstance(constants, DpSgd):
-        sums += constants.metrics_noise_multiplier * SENSITIVITY * stream.gaussian(METRICS)
-    elif isinstance(constants, SharedNoise):
-        sums += constants.metrics_noise_share * SENSITIVITY * stream.gaussian(METRICS)
-    scaled: NDArray[np.float64] = sums / constants.metrics_scale
+    scaled: NDArray[np.float64] = _noised(sums, constants, stream) / constants.metrics_scale
     return scaled
+
+
+def _noised(sums: NDArray[np.float64], constants: SgdConstants, stream: KeyStream) -> NDArray[np.float64]:
+    """The sums with the noise that the constants ask for."""
+    if isinstance(constants, DpSgd):
+        multiplier = constants.metrics_noise_multiplier
+    elif isinstance(constants, SharedNoise):
+        multiplier = constants.metrics_noise_share
+    else:
+        return sums
+    import torch
+
+    from cipherward.site_agent.training.noise import gaussian_mechanism, noise_on
+
+    noise = noise_on(torch.device("cpu"), stream)  # where the sums are
+    return gaussian_mechanism(torch.from_numpy(sums), multiplier * SENSITIVITY, noise).numpy()
 
 
 def decode(sums: NDArray[np.float64], constants: SgdConstants) -> FederatedMetrics:

@@ -6,11 +6,13 @@ import copy
 import os
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy import stats
 
 from cipherward.crypto.randomness import _CHUNK, KeyStream
@@ -84,7 +86,7 @@ def test_gaussian_deviates_are_uncorrelated() -> None:
     """The halves of a Box-Muller pair go to different deviates: neither they nor their squares may agree."""
     size = 100_000
     values = KeyStream(KEY).gaussian(size)
-    for lag in (1, size // 2):
+    for lag in (1, _CHUNK // 2, size // 2):
         for transform in (values, values**2):
             correlation = np.corrcoef(transform[:-lag], transform[lag:])[0, 1]
             assert abs(correlation) < 5 / np.sqrt(size - lag)
@@ -103,15 +105,16 @@ def test_gaussian_survives_the_extreme_words() -> None:
     """All-ones words are the uniform nearest 1, all-zeros words 0: neither may give infinity."""
 
     class Extreme(KeyStream):
-        __slots__ = ("byte",)
+        __slots__ = ("words",)
 
-        def bytes(self, count: int) -> bytes:
-            return self.byte * count
+        def fill(self, out: NDArray[Any]) -> None:
+            out[...] = np.resize(self.words, out.shape)
 
-    for byte in (b"\x00", b"\xff"):
+    for words in ([0], [2**64 - 1], [0, 2**64 - 1], [2**63], [2**62]):
         stream = Extreme(KEY)
-        stream.byte = byte
-        assert np.isfinite(stream.gaussian(5)).all()
+        stream.words = np.array(words, dtype=np.uint64)
+        assert np.isfinite(stream.gaussian(6)).all()
+        assert np.abs(stream.gaussian(6)).max() < 12.2
 
 
 @pytest.mark.parametrize("use", [lambda s: s.bytes(1), lambda s: s.fill(np.empty(1))], ids=["bytes", "fill"])
