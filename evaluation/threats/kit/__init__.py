@@ -1,0 +1,1 @@
+"""What several rows' attacks are made of."""

@@ -1,0 +1,1 @@
+"""One module a row, found by its name: ``tNN_what.py``."""
