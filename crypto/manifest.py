@@ -14,8 +14,11 @@ from cipherward.crypto.manifest_rules import (
 from cipherward.crypto.pki.anchor import Anchor
 from cipherward.crypto.pki.credentials import Credential
 from cipherward.crypto.pki.status_list import RevocationSource
+from cipherward.crypto.quorum.params import Q16
+from cipherward.crypto.quorum.params import SUITE_NAME as QUORUM
 from cipherward.crypto.records import StudyTrust
 from cipherward.crypto.signing import record_digest
+from cipherward.crypto.strategies import SHARED_NOISE, strategy_kind
 from cipherward.crypto.study_file import SiteSection, StudyFile
 from cipherward.crypto.suites.base import KeyLifetime
 from cipherward.crypto.suites.registry import suite
@@ -34,6 +37,9 @@ from cipherward.proto.v1.study_pb2 import (
     SuiteEntry,
     TaskEntry,
 )
+
+BOUND, SHARED_NOISE_BOUND = 64.0, 1.0
+"""Of the coordinates of an update, where study.toml says nothing."""
 
 
 def manifest_digest(signed: Signed) -> Digest:
@@ -101,6 +107,9 @@ def verify_successor(old: StudyTrust, new: StudyTrust) -> None:
         raise VerificationError(
             f"{name} has another suite", why=f"this study is encrypted by {before.suite.name}"
         )
+    if after.strategy.name != before.strategy.name:
+        # Its state would not fit, and what a site agreed to would be another guarantee.
+        raise VerificationError(f"{name} has another strategy", why=f"this study's is {before.strategy.name}")
     if after.task.name != before.task.name:
         raise VerificationError(f"{name} is about another task", why=f"this is {before.task.name}")
 
@@ -137,12 +146,12 @@ def build_manifest(
         ),
         task=TaskEntry(name=file.task.name, code_digest=task_code_digest),
         initial_weights_digest=initial_weights_digest,
-        strategy=Strategy(name=file.study.strategy, server_learning_rate=file.study.server_learning_rate),
         release_to=file.study.release_to,
         dp_disabled=file.training.dp_disabled,
         signed_at=int(now),
     )
     try:
+        _fill_strategy(manifest, file)
         _fill_numbers(manifest, file, parameter_count)
         _fill_training(manifest, file)
         _fill_suite(manifest, file)
@@ -189,6 +198,20 @@ def _roster(file: StudyFile, sites: Sequence[Credential]) -> list[RosterSite]:
             )
         )
     return roster
+
+
+def _fill_strategy(manifest: Manifest, file: StudyFile) -> None:
+    """What the file leaves out is the strategy's default, and what it says beside the strategy is for the rules to
+    refuse."""
+    kind, rate = strategy_kind(file.study.strategy), file.study.server_learning_rate
+    wanted = {name: value for name, value in file.strategy.model_dump().items() if value is not None}
+    manifest.strategy.CopyFrom(
+        Strategy(
+            name=file.study.strategy,
+            server_learning_rate=kind.server_learning_rate if rate is None else rate,
+            **{**kind.defaults, **wanted},
+        )
+    )
 
 
 def _fill_numbers(manifest: Manifest, file: StudyFile, parameter_count: int) -> None:
@@ -255,15 +278,18 @@ def _fill_training(manifest: Manifest, file: StudyFile) -> None:
 def _fill_suite(manifest: Manifest, file: StudyFile) -> None:
     wanted = file.suite
     chosen = suite(wanted.name)
-    name = wanted.parameters or next(iter(chosen.parameter_sets))
+    shared = file.study.strategy == SHARED_NOISE
+    first = Q16.name if shared and wanted.name == QUORUM else next(iter(chosen.parameter_sets))
+    name = wanted.parameters or first
+    bound = wanted.bound if wanted.bound is not None else SHARED_NOISE_BOUND if shared else BOUND
     # ``check_manifest`` refuses an empty roster.
-    params = chosen.parameters(name, wanted.bound, len(manifest.roster) or None)
+    params = chosen.parameters(name, bound, len(manifest.roster) or None)
     manifest.suite.CopyFrom(
         SuiteEntry(
             name=wanted.name,
             parameters=params.name,
             library=params.library,
-            bound=wanted.bound,
+            bound=bound,
             key_maker=wanted.key_maker,
         )
     )

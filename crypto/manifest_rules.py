@@ -3,24 +3,23 @@ coordinator checks the same again: nobody relies on somebody else having looked.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-
 from cipherward.crypto.pki.requests import SEALING_KEY_BYTES
+from cipherward.crypto.requirements import need as _need
+from cipherward.crypto.requirements import positive as _positive
+from cipherward.crypto.requirements import unique as _unique
+from cipherward.crypto.requirements import within as _within
 from cipherward.crypto.signing import KEY_BYTES
+from cipherward.crypto.strategies import check_strategy
 from cipherward.crypto.suites.base import KeyLifetime
 from cipherward.crypto.suites.registry import suite
 from cipherward.errors import FormatError, LimitError, UsageError, VerificationError
 from cipherward.ids import DIGEST_BYTES, check_name
 from cipherward.proto.v1.study_pb2 import CoordinatorEntry, DpPolicy, Manifest, PlainTraining, RosterSite
 
-STRATEGIES = frozenset({"fedavg"})
 MAX_ROUNDS = 100_000
 MAX_STEPS = 1_000_000
 MAX_DEADLINE = 30 * 86_400
 """Seconds."""
-SMALLEST, LARGEST = 1e-6, 1e9
-"""Of every constant that must be positive."""
 
 
 def check_manifest(manifest: Manifest) -> None:
@@ -34,30 +33,8 @@ def check_manifest(manifest: Manifest) -> None:
     _check_training(manifest)
     _check_cohort(manifest)
     _check_suite(manifest)
+    check_strategy(manifest)
     _check_deadlines(manifest)
-
-
-def _need(condition: bool, what: str, why: str = "") -> None:
-    if not condition:
-        raise VerificationError(what, why=why)
-
-
-def _positive(value: float, what: str) -> None:
-    # Not the whole range of a float: near its ends, rounding would break the bounds that privacy rests on.
-    _need(
-        math.isfinite(value) and SMALLEST <= value <= LARGEST,
-        f"{what} is {value:g}",
-        f"it must lie between {SMALLEST:g} and {LARGEST:g}",
-    )
-
-
-def _within(value: int, low: int, high: int, what: str) -> None:
-    _need(low <= value <= high, f"{what} is {value}", f"it must be {low} to {high}")
-
-
-def _unique(values: Iterable[object], what: str) -> None:
-    listed = list(values)
-    _need(len(set(listed)) == len(listed), f"{what} occurs twice in the manifest")
 
 
 def _check_names(manifest: Manifest) -> None:
@@ -108,13 +85,6 @@ def _check_training(manifest: Manifest) -> None:
     for site in manifest.roster:
         _positive(site.weight, f"the weight of {site.name}")
         _positive(site.batch_divisor, f"the batch divisor of {site.name}")
-    strategy = manifest.strategy
-    _need(
-        strategy.name in STRATEGIES,
-        f"there is no strategy {strategy.name[:80]!r}",
-        f"this version has {', '.join(sorted(STRATEGIES))}",
-    )
-    _positive(strategy.server_learning_rate, "the server's learning rate")
     _need(
         manifest.HasField("dp") != manifest.dp_disabled
         and manifest.HasField("plain") == manifest.dp_disabled,

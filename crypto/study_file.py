@@ -27,10 +27,24 @@ class StudySection(_Section):
     rounds: int
     coordinator: str
     strategy: str = "fedavg"
-    server_learning_rate: float = 1.0
+    server_learning_rate: float | None = None
+    """None: the strategy's own default (crypto/strategies.py)."""
     release_to: str = "sites"
     first_round: int = 1
     """From version 2 on: the first round in which that version is in force."""
+
+
+class StrategySection(_Section):
+    """Constants of the strategies that have them. None: the strategy's own default."""
+
+    proximal: float | None = None
+    """fedprox: mu."""
+    beta1: float | None = None
+    beta2: float | None = None
+    tau: float | None = None
+    """fedadam, fedyogi."""
+    noise_range: float | None = None
+    """dp-fedsgd: standard deviations of a site's noise that fit into an upload."""
 
 
 class TaskSection(_Section):
@@ -78,8 +92,9 @@ class SuiteSection(_Section):
 
     name: str = "quorum"
     parameters: str = ""
-    """A named set; empty: the suite's first."""
-    bound: float = 64.0
+    """A named set; empty: the suite's first, or for dp-fedsgd q16."""
+    bound: float | None = None
+    """None: 64, or for dp-fedsgd 1."""
     key_maker: str = ""
     """Only where one key serves the whole study."""
 
@@ -121,6 +136,7 @@ class StudyFile(_Section):
     """The whole file."""
 
     study: StudySection
+    strategy: StrategySection = StrategySection()
     task: TaskSection
     training: TrainingSection
     metrics: MetricsSection

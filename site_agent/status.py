@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 
 from cipherward.clock import Clock
 from cipherward.crypto.pki.store import load_member
+from cipherward.crypto.transcript import model_digest
 from cipherward.durable import write_file
 from cipherward.errors import CipherwardError, UsageError
 from cipherward.ids import Role
@@ -27,6 +28,7 @@ from cipherward.site_agent.offline import Offline
 from cipherward.site_agent.policy import limits
 from cipherward.site_agent.state.models import ModelStore
 from cipherward.site_agent.state.studies import StudyStore
+from cipherward.site_agent.strategy.base import weights_of
 
 
 def status(site: Offline, clock: Clock) -> dict[str, Any]:
@@ -175,7 +177,9 @@ def step(entry: Entry) -> str:
 
 def export_model(site: Offline, study: str, out: Path, *, force: bool) -> dict[str, Any]:
     """Write the study's newest model here: flat float32 as ``.npz`` (array ``weights``) or raw
-    little-endian bytes for any other suffix, and what it is to ``OUT.json``. Returns that description.
+    little-endian bytes for any other suffix, and what it is to ``OUT.json``. Returns that description: in it
+    ``weights_digest`` is of what was written, ``model_digest`` of the state that the sites agreed on, which with
+    some strategies has moments besides.
 
     Raises UsageError for an unknown study or an existing file without ``force``; EnvironmentProblem.
     """
@@ -186,8 +190,8 @@ def export_model(site: Offline, study: str, out: Path, *, force: bool) -> dict[s
     for path in (out, sidecar):
         if path.exists() and not force:
             raise UsageError(f"{path} exists", fix="Choose another name, or add --force")
-    weights = ModelStore(site.folder.models).get(row.model_digest)
     manifest = versions.trusts[-1].manifest
+    weights = weights_of(ModelStore(site.folder.models).get(row.model_digest), manifest)
     description = {
         "study": study,
         "consortium": manifest.consortium,
@@ -196,6 +200,7 @@ def export_model(site: Offline, study: str, out: Path, *, force: bool) -> dict[s
         "task_digest": manifest.task.code_digest.hex(),
         "round": row.model_round,
         "model_digest": row.model_digest.hex(),
+        "weights_digest": model_digest(weights).hex(),
         "parameters": int(weights.size),
         "dtype": "float32",
         "order": "named_parameters of the task's model, trainable ones, flattened",

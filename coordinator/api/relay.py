@@ -24,6 +24,7 @@ from cipherward.crypto import merkle
 from cipherward.crypto.labels import Label
 from cipherward.crypto.records import StudyTrust, verify_relay
 from cipherward.crypto.signing import verify
+from cipherward.crypto.strategies import state_values
 from cipherward.errors import ConflictError, FormatError, IdentityError, LateError
 from cipherward.proto.v1.coordinator_pb2 import (
     GetRelayRequest,
@@ -152,7 +153,7 @@ class Relay:
         item = verify_relay(first.item, trust, claimed.receiver)
         limit = MAX_KEY_BYTES
         if item.kind == RelayItem.KIND_MODEL:
-            limit = 4 * trust.manifest.parameter_count
+            limit = 4 * state_values(trust.manifest)
         if item.content_length > limit or item.chunk_count > item.content_length // CHUNK_BYTES + 1:
             raise exceeded(
                 call.rpc,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cipherward.crypto.suites.base import SuiteParams
+from cipherward.crypto.suites.base import COARSEST, SuiteParams
 from cipherward.errors import FormatError, LimitError, UsageError
 
 SUITE_NAME = "quorum"
@@ -35,8 +35,6 @@ _SIGMAS = 8
 _ROUNDING_VARIANCE = 1 / 12
 # A 64th of the modulus stays free, so that nothing rests on its last units.
 _ROOM = 1 - 1 / 64
-# What the check constant 1.0 of every update needs to mean anything (crypto/suites/payload.py).
-_COARSEST = 0.25
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,9 @@ Q16 = QuorumSet(
         "two honest sites the error left after the sum hint has sigma 2.83, for which core-SVP is at least 510 "
         "bits classically and 463 with a quantum computer, and the MATZOV estimate at least 513 bits. "
         + _ESTIMATE
-        + "An update with |x| <= 1 adds up over 16 sites to at most 16,904 < q/2 = 30,720."
+        + "An update with |x| <= 1 adds up over 16 sites to at most 16,904 < q/2 = 30,720. Up to 55 sites at that "
+        "bound can be told apart by number: at 56 the unit would be 1/256 and the error more than half an update's "
+        "constant."
     ),
 )
 
@@ -134,8 +134,8 @@ class QuorumParams:
         return _SIGMAS * math.sqrt(contributors * (VARIANCE + _ROUNDING_VARIANCE))
 
     def _coarsest_scale(self) -> int:
-        """The smallest power of two D with error_bound(max_sites) < 0.25."""
-        return int(2 ** (math.floor(math.log2(self._error(self.max_sites) / _COARSEST)) + 1))
+        """The smallest power of two D with error_bound(max_sites) < COARSEST."""
+        return int(2 ** (math.floor(math.log2(self._error(self.max_sites) / COARSEST)) + 1))
 
     def _zero_elements(self) -> int:
         """The smallest z with (128u + 1)(4b + 1)^z < q^z / 2, u = max_sites: no wrong key in range passes.

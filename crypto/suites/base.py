@@ -20,6 +20,11 @@ from numpy.typing import NDArray
 
 from cipherward.ids import Digest
 
+COARSEST = 0.5
+"""An opened sum's error must stay below this. Every update carries the constant 1 (``payload``), and a sum is believed
+if its constant is within the error of the number of contributors. Two numbers are at least 1 apart: with an error
+below 1/2 no sum is within it of both, so that what one number of updates adds up to never passes for another."""
+
 
 class KeyLifetime(Enum):
     """How long a key of the suite lives, which decides who makes it and whether it is ever on disk."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cipherward.crypto.suites.base import SuiteParams
+from cipherward.crypto.suites.base import COARSEST, SuiteParams
 from cipherward.errors import FormatError, LimitError, UsageError, VerificationError
 
 CHECK_CONSTANT = 1.0
@@ -98,10 +98,10 @@ def split(layout: Layout, vector: NDArray[np.float64], contributors: int, params
             f"the opened sum has shape {vector.shape}", why=f"the study has {layout.length} values"
         )
     tolerance = params.error_bound(contributors)
-    if not tolerance < 0.25:
+    if not tolerance < COARSEST:
         raise UsageError(
             f"the parameter set {params.name} is too coarse for {contributors} contributors",
-            why=f"its error bound of {tolerance:.3g} leaves the check constant without meaning",
+            why=f"its error bound of {tolerance:.3g} does not tell two numbers of contributors apart",
         )
     constant = float(vector[-1])
     if not abs(constant - contributors * CHECK_CONSTANT) <= tolerance:

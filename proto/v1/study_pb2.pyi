@@ -153,18 +153,40 @@ class Strategy(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     SERVER_LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    PROXIMAL_FIELD_NUMBER: _builtins.int
+    BETA1_FIELD_NUMBER: _builtins.int
+    BETA2_FIELD_NUMBER: _builtins.int
+    TAU_FIELD_NUMBER: _builtins.int
+    NOISE_RANGE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """"fedavg" """
+    """"fedavg", "fedprox", "fedadam", "fedyogi" or "dp-fedsgd" """
     server_learning_rate: _builtins.float
+    proximal: _builtins.float
+    """Of the strategies that have them; 0 in all others.
+    fedprox: mu
+    """
+    beta1: _builtins.float
+    """fedadam, fedyogi: decay of the first moment"""
+    beta2: _builtins.float
+    """and of the second"""
+    tau: _builtins.float
+    """added to the root of the second moment"""
+    noise_range: _builtins.float
+    """dp-fedsgd: standard deviations of a site's noise that 1.0 in its upload stands for"""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         server_learning_rate: _builtins.float = ...,
+        proximal: _builtins.float = ...,
+        beta1: _builtins.float = ...,
+        beta2: _builtins.float = ...,
+        tau: _builtins.float = ...,
+        noise_range: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "server_learning_rate", b"server_learning_rate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beta1", b"beta1", "beta2", b"beta2", "name", b"name", "noise_range", b"noise_range", "proximal", b"proximal", "server_learning_rate", b"server_learning_rate", "tau", b"tau"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from cipherward.errors import CipherwardError
 from cipherward.site_agent.daemon.study import Study
+from cipherward.site_agent.strategy.base import weights_of
 from cipherward.site_agent.tasks.base import Split
 from cipherward.site_agent.training.client import TaskRef
 
@@ -16,13 +17,14 @@ def evaluate_model(study: Study) -> None:
     site, row = study.site, study.row()
     if row.model_round in site.studies.evaluations(study.name):
         return
-    task = study.versions().trusts[-1].manifest.task
+    manifest = study.versions().trusts[-1].manifest
+    task = manifest.task
     try:
         figures = site.trainer.evaluate(
             TaskRef(task.name, task.code_digest),
             site.policy.dataset(row.data_set).source,
             Split.TEST,
-            site.models.get(row.model_digest),
+            weights_of(site.models.get(row.model_digest), manifest),
         )
     except CipherwardError as error:
         study.log.warning("the model was not evaluated", round=row.model_round, error=str(error))

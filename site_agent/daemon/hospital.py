@@ -4,6 +4,7 @@ promised."""
 from __future__ import annotations
 
 from cipherward.crypto.records import StudyTrust
+from cipherward.crypto.shared_noise import honest_contributors
 from cipherward.errors import BudgetError, PolicyError, UsageError
 from cipherward.ids import Digest
 from cipherward.proto.v1.study_pb2 import Manifest
@@ -31,7 +32,7 @@ def study_facts(manifest: Manifest) -> StudyFacts:
         minimum_cohort=manifest.minimum_cohort,
         threshold=manifest.threshold,
         colluders=manifest.colluders,
-        honest=manifest.minimum_cohort - manifest.colluders if shared else 0,
+        honest=honest_contributors(manifest) if shared else 0,
         rounds=manifest.rounds,
         dp=not manifest.dp_disabled,
         per_round=round_cost(manifest),

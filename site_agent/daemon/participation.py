@@ -19,7 +19,8 @@ from cipherward.site_agent.daemon.constants import training_constants
 from cipherward.site_agent.daemon.hospital import reserve_round
 from cipherward.site_agent.daemon.protection import Protection
 from cipherward.site_agent.daemon.study import Study
-from cipherward.site_agent.strategy.fedavg import upload_scale
+from cipherward.site_agent.strategy.base import weights_of
+from cipherward.site_agent.strategy.registry import strategy_of
 from cipherward.site_agent.training.client import Cancellation, TaskRef
 
 TRAIN_SECONDS = 7 * 86_400.0
@@ -85,7 +86,7 @@ class Participation:
                 TaskRef(manifest.task.name, manifest.task.code_digest),
                 site.policy.dataset(data_set).source,
                 training_constants(manifest, site.name),
-                site.models.get(study.row().model_digest),
+                weights_of(site.models.get(study.row().model_digest), manifest),
                 timeout=TRAIN_SECONDS,
                 cancellation=cancellation,
             )
@@ -94,7 +95,7 @@ class Participation:
         # The job loaded the source anew: its file may be another one than when the round was charged.
         site.ledger.check_trained(data_set, study.name, round_number, outcome.patients)
         refuse_not_finite(outcome.update, "the update")
-        scaled = outcome.update * np.float32(upload_scale(manifest, site.name))
+        scaled = outcome.update * np.float32(strategy_of(manifest).upload_scale(manifest, site.name))
         trust = study.trust(round_number)
         vector = build(study.layout(trust), scaled, outcome.metrics, trust.params.bound)
         digest = study.outbox(round_number).put_update(vector)

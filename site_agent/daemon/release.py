@@ -8,7 +8,9 @@ from sqlalchemy import update
 
 from cipherward.crypto.labels import Label
 from cipherward.crypto.records import Closed, StudyTrust
+from cipherward.crypto.shared_noise import realised_noise_multiplier
 from cipherward.crypto.signing import record_digest
+from cipherward.crypto.strategies import SHARED_NOISE
 from cipherward.crypto.suites.base import KeyLifetime
 from cipherward.crypto.suites.payload import OpenedSum, split
 from cipherward.errors import (
@@ -20,14 +22,23 @@ from cipherward.errors import (
 from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.coordinator_pb2 import RecordKind
 from cipherward.proto.v1.round_pb2 import ModelReport
+from cipherward.proto.v1.study_pb2 import Manifest
 from cipherward.site_agent.daemon.constants import training_constants
 from cipherward.site_agent.daemon.protection import Protection
 from cipherward.site_agent.daemon.study import Study
 from cipherward.site_agent.daemon.sums import Sums
 from cipherward.site_agent.state.studies import StudyRow
 from cipherward.site_agent.state.tables import studies
-from cipherward.site_agent.strategy.fedavg import server_step
+from cipherward.site_agent.strategy.registry import strategy_of
 from cipherward.site_agent.training.metrics import decode
+
+
+def _noise(manifest: Manifest, contributors: int) -> dict[str, float]:
+    """Where the sites share the noise: sigma as the ledger counts it, and as this sum has it."""
+    if manifest.strategy.name != SHARED_NOISE:
+        return {}
+    realised = realised_noise_multiplier(manifest, contributors)
+    return {"promised_noise": manifest.dp.noise_multiplier, "realised_noise": round(realised, 4)}
 
 
 class Release:
@@ -132,7 +143,8 @@ class Release:
         opened = self._open(round_number, trust, closed)
         row = study.row()
         before = site.models.get(row.model_digest)
-        after = server_step(before, opened.update, trust.manifest, closed.cohort)
+        strategy = strategy_of(trust.manifest)
+        after = strategy.server_step(before, opened.update, trust.manifest, closed.cohort)
         figures = decode(opened.metrics, training_constants(trust.manifest, site.name))
         digest = site.models.put(after)
         entry = study.journal.entry(round_number)
@@ -162,6 +174,7 @@ class Release:
             contributors=len(closed.cohort),
             loss=round(figures.loss, 4),
             accuracy=round(figures.accuracy, 4),
+            **_noise(trust.manifest, len(closed.cohort)),
         )
 
     def _drop_former(self, row: StudyRow) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from cipherward.clock import Clock
 from cipherward.crypto.records import StudyTrust, agreement_needed
+from cipherward.crypto.strategies import state_values
 from cipherward.crypto.transcript import model_digest
 from cipherward.errors import LateError, UnavailableError, VerificationError
 from cipherward.proto.v1.round_pb2 import RelayItem
@@ -94,7 +95,7 @@ class Resync:
         study, site = self._study, self._study.site
         study.client.request_model(study.name, study.row().model_round)
         trust = study.trust(current_round)
-        size = 4 * trust.manifest.parameter_count
+        size = 4 * state_values(study.trust(last.round).manifest)
 
         def accept(item: RelayItem) -> None:
             if (

@@ -87,7 +87,7 @@ def test_a_study_without_privacy_says_so_in_full(kit):
         ([('name = "quorum"', 'name = "plaintext"')], "no suite 'plaintext'"),
         ([('"q32"', '"seal-4096-48"')], "no parameter set"),
         ([("bound = 64.0", "bound = 1e12")], "bound"),
-        ([("bound = 64.0", "bound = 2e6")], "no room for 4 updates"),
+        ([("bound = 64.0", "bound = 4e6")], "no room for 4 updates"),
         ([("bound = 64.0", "bound = 0.5")], "must be a finite number of at least 1"),
         ([("join_window = 3600", "join_window = 0")], "deadline join_window"),
         ([("upload = 1800", "upload = 99999999")], "deadline upload"),

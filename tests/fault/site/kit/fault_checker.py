@@ -27,7 +27,7 @@ from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.coordinator_pb2 import RECORD_KIND_CLOSE, RECORD_KIND_PLAN, RECORD_KIND_ROUND
 from cipherward.proto.v1.round_pb2 import AbortRecord, Commit
 from cipherward.site_agent.state.models import ModelStore
-from cipherward.site_agent.strategy.fedavg import upload_scale
+from cipherward.site_agent.strategy.registry import strategy_of
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def check_study(world, study: str, *, names=None, min_opened: int = 1) -> list[R
 def _check_step(trust, models, before, after, total, cohort) -> None:
     """The step of federated averaging with the exact sum, against the model that the sites have."""
     old, new = _anywhere(models, before), _anywhere(models, after)
-    scales = sum(upload_scale(trust.manifest, site) for site in cohort)
+    scales = sum(strategy_of(trust.manifest).upload_scale(trust.manifest, site) for site in cohort)
     rate = trust.manifest.strategy.server_learning_rate / scales
     wanted = old.astype(np.float64) + rate * total
     rounding = np.spacing(np.abs(new)).astype(np.float64) + rate * np.spacing(
