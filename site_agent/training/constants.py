@@ -7,6 +7,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
+from cipherward.crypto.shared_noise import NOISE_ROOM
 from cipherward.errors import FormatError, UsageError
 
 _MAX_STEPS = 1_000_000
@@ -98,6 +99,11 @@ class SharedNoise(SgdConstants):
         SgdConstants.__post_init__(self)
         if self.steps != 1:
             raise UsageError(f"{self.steps} steps of shared noise", why="a round is one step over all sites")
+        if self.noise_range <= NOISE_ROOM:
+            raise UsageError(
+                f"the constant noise_range is {self.noise_range}",
+                why=f"an upload must have room for {NOISE_ROOM:g} standard deviations of noise, and more",
+            )
         if self.honest < 1:
             raise UsageError(
                 f"the noise is shared by {self.honest} honest sites", why="at least one must be honest"

@@ -29,6 +29,7 @@ from opacus.grad_sample import GradSampleModule
 from opacus.validators import ModuleValidator
 
 from cipherward.crypto.randomness import KeyStream
+from cipherward.crypto.shared_noise import NOISE_ROOM
 from cipherward.errors import UsageError
 from cipherward.site_agent.tasks.base import Records, Task
 from cipherward.site_agent.training import metrics, weights
@@ -111,11 +112,16 @@ def _part_of_the_sum(
     sampler: PatientGradients, constants: SharedNoise, stream: KeyStream, noise: Noise
 ) -> tuple[NDArray[np.float32], int]:
     """A site's part of one step over all sites: its clipped sum with its share of the noise, in units of
-    ``noise_range`` shares, clipped to [-1, 1] (post-processing). Float32, and how many gradients were not
-    finite."""
+    ``noise_range`` shares, in [-1, 1]. Float32, and how many gradients were not finite.
+
+    A coordinate that is too large is cut before the noise, with room left for that: it keeps the sensitivity. Cut after
+    it, a site's value, which has only its share of the noise, would be bent by itself, and what is opened would be no
+    function of a sum with the whole noise. The last clamp only catches noise beyond NOISE_ROOM.
+    """
     chosen = np.flatnonzero(stream.uniform53(sampler.patients) < constants.sampling_rate)
     total, dropped = sampler.clipped_sum(chosen, constants.clip_norm)
-    total = gaussian_mechanism(total, constants.noise_share, noise)
+    limit = (constants.noise_range - NOISE_ROOM) * constants.noise_share
+    total = gaussian_mechanism(total.clamp(-limit, limit), constants.noise_share, noise)
     part = total / (constants.noise_range * constants.noise_share)
     flat: NDArray[np.float32] = part.clamp(-1.0, 1.0).float().cpu().numpy()
     return flat, dropped

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from cipherward.crypto.shared_noise import NOISE_ROOM
 from cipherward.errors import FormatError, UsageError
 from cipherward.site_agent.training.constants import DpSgd, SgdConstants, SharedNoise
 
@@ -56,7 +57,9 @@ def federated(
 
     A patient's loss and correctness are means over the patient's records, each record's loss clipped to
     [0, loss_bound] (not a number counts as loss_bound). With DpSgd, noise of metrics_noise_multiplier x
-    SENSITIVITY is added: a Gaussian mechanism over all patients. With SharedNoise it is one site's share.
+    SENSITIVITY is added: a Gaussian mechanism over all patients. With SharedNoise it is one site's share, and sums that
+    would not fit into an upload with it are cut before it (see ``dpsgd``): a site with more patients than that counts
+    as one with fewer.
     """
     losses, correct, _ = _predict(task, model, records)
     patient_of = {patient: index for index, patient in enumerate(records.patients)}
@@ -79,6 +82,8 @@ def _noised(sums: NDArray[np.float64], constants: SgdConstants, stream: KeyStrea
         multiplier = constants.metrics_noise_multiplier
     elif isinstance(constants, SharedNoise):
         multiplier = constants.metrics_noise_share
+        most = constants.metrics_scale - NOISE_ROOM * multiplier * SENSITIVITY
+        sums = np.minimum(sums, max(0.0, most))
     else:
         return sums
     import torch

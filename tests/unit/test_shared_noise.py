@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pytest
 import torch
 from numpy.typing import NDArray
 from scipy import stats
 from torch import nn
 
 from cipherward.crypto.randomness import KeyStream
+from cipherward.crypto.shared_noise import NOISE_ROOM
 from cipherward.site_agent.tasks.base import BinaryTask, Records, Split
 from cipherward.site_agent.training import weights
 from cipherward.site_agent.training.constants import SharedNoise
@@ -82,11 +82,21 @@ def test_an_empty_sample_uploads_noise_alone_within_one() -> None:
     assert stats.kstest(update * SHARED.noise_range, "norm").pvalue > 1e-4
 
 
-def test_a_coordinate_is_clipped_after_the_noise() -> None:
-    narrow = replace(SHARED, noise_range=0.5)
-    update = upload(narrow, some_records([0, 1], 2000), 4)
-    assert np.abs(update).max() == 1.0
-    assert np.mean(np.abs(update) == 1.0) == pytest.approx(2 * stats.norm.sf(0.5), abs=0.06)
+def test_a_coordinate_is_cut_before_the_noise_and_never_after_it() -> None:
+    """Many patients with the same gradient in one coordinate: what is left of it has all its noise."""
+    narrow = replace(SHARED, sampling_rate=1.0, noise_range=NOISE_ROOM + 0.25)
+    records = Records(torch.full((40, 1), 100.0), torch.zeros(40), tuple(f"p{n}" for n in range(40)))
+    start = np.zeros(2, np.float32)
+    task = Linear(1)
+    parts = np.array(
+        [
+            train(task, records, start, narrow, KeyStream(key.to_bytes(32, "big"))).update[0]
+            for key in range(300)
+        ]
+    )
+    assert np.abs(parts).max() < 1.0
+    assert stats.kstest(parts * narrow.noise_range - 0.25, "norm").pvalue > 1e-4
+    assert stats.kstest(parts * narrow.noise_range, "norm").pvalue < 1e-4
 
 
 def test_it_does_not_move_with_learning_rate_or_divisor() -> None:

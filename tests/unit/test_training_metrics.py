@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from cipherward.crypto.randomness import KeyStream
+from cipherward.crypto.shared_noise import NOISE_ROOM
 from cipherward.errors import FormatError, UsageError
 from cipherward.site_agent.tasks.base import BinaryTask, Records, Split
 from cipherward.site_agent.training import metrics
@@ -35,7 +36,7 @@ PRIVATE = DpSgd(
     clip_norm=1.0, noise_multiplier=1.0, metrics_noise_multiplier=4.0,
 )  # fmt: skip
 SHARED = SharedNoise(
-    sampling_rate=1.0, steps=1, divisor=1.0, learning_rate=1.0, loss_bound=2.0, metrics_scale=10.0,
+    sampling_rate=1.0, steps=1, divisor=1.0, learning_rate=1.0, loss_bound=2.0, metrics_scale=100.0,
     clip_norm=0.5, noise_multiplier=1.2, metrics_noise_multiplier=4.0, honest=9.0, noise_range=32.0,
 )  # fmt: skip
 
@@ -99,11 +100,20 @@ def test_means_are_per_patient_and_losses_are_clipped() -> None:
 @pytest.mark.parametrize(("private", "share"), [(PRIVATE, 1.0), (SHARED, 1 / 3)])
 def test_metrics_noise_is_sigma_times_the_sensitivity(private: TrainingConstants, share: float) -> None:
     data = records([1.0, -1.0], [1, 1], [0, 1])
-    exact = sums(data, replace(PLAIN, metrics_scale=PRIVATE.metrics_scale))
+    exact = sums(data, replace(PLAIN, metrics_scale=private.metrics_scale))
     noise = np.concatenate([sums(data, private, number.to_bytes(32, "big")) - exact for number in range(600)])
-    scale = share * PRIVATE.metrics_noise_multiplier * math.sqrt(3) / PRIVATE.metrics_scale
+    scale = share * PRIVATE.metrics_noise_multiplier * math.sqrt(3) / private.metrics_scale
     assert stats.kstest(noise / scale, "norm").pvalue > 1e-3
     assert stats.kstest(noise / scale * 2, "norm").pvalue < 1e-9  # the check would catch half of it
+
+
+def test_a_sum_that_leaves_no_room_for_shared_noise_is_cut_before_the_noise() -> None:
+    many = records([1.0] * 90, [1] * 90, list(range(90)))
+    share = SHARED.metrics_noise_share * math.sqrt(3)
+    noised = np.array([sums(many, SHARED, number.to_bytes(32, "big"))[2] for number in range(300)])
+    assert noised.max() < 1.0
+    cut = (noised * SHARED.metrics_scale - (SHARED.metrics_scale - NOISE_ROOM * share)) / share
+    assert stats.kstest(cut, "norm").pvalue > 1e-3
 
 
 def test_decoded_metrics_of_two_sites() -> None:
