@@ -1,0 +1,119 @@
+"""Defences taken out of a coordinator's or site's process, by name. See ``changed``; nothing of the product loads
+this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+
+Change = Callable[[str], None]
+CHANGES: dict[str, Change] = {}
+"""Each is called with what follows ``=`` in its name, before the command runs."""
+
+
+def change(action: Change) -> Change:
+    """Register it under its function's name, with dashes."""
+    CHANGES[action.__name__.replace("_", "-")] = action
+    return action
+
+
+def _patch(owner: Any, name: str, value: Any) -> None:
+    getattr(owner, name)  # a defence that was renamed must not be missed in silence
+    setattr(owner, name, value)
+
+
+@change
+def any_root(other: str) -> None:
+    """The coordinator takes certificates of a second root, the PEM file ``other``, as well."""
+    from cipherward.crypto.pki import grpc_credentials, tls
+    from cipherward.ids import Identity
+
+    made = grpc_credentials.server_credentials
+
+    def trusting(*, key_pem: bytes, certificate_pem: bytes, root_pem: bytes) -> Any:
+        both = root_pem + Path(other).read_bytes()
+        return made(key_pem=key_pem, certificate_pem=certificate_pem, root_pem=both)
+
+    def unchecked(certificate: x509.Certificate, root: x509.Certificate) -> Identity:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return Identity.parse(names.get_values_for_type(x509.UniformResourceIdentifier)[0])
+
+    _patch(grpc_credentials, "server_credentials", trusting)
+    _patch(tls, "check_leaf", unchecked)
+
+
+@change
+def no_expiry(_: str) -> None:
+    """Time is not checked on calls."""
+    from cipherward.crypto.pki import tls
+
+    _patch(tls, "check_time", lambda certificate, now, who: None)
+
+
+@change
+def no_revocation(_: str) -> None:
+    """The status list is not looked at."""
+    from cipherward.crypto.pki.status_list import StatusChecker
+
+    _patch(StatusChecker, "check", lambda self, serial, who: None)
+
+
+@change
+def no_roles(_: str) -> None:
+    """Every member may call everything, and every member's order counts."""
+    from cipherward.coordinator.api import operators, policy
+    from cipherward.crypto.pki.credentials import read_credential
+
+    for rpc, row in policy.POLICIES.items():
+        policy.POLICIES[rpc] = replace(row, roles=policy.ANYONE)
+    _patch(
+        operators,
+        "verify_credential",
+        lambda signed, anchor, now, revocations, role: read_credential(signed, anchor),
+    )
+
+
+@change
+def takes_their_word(_: str) -> None:
+    """A caller is whom its header ``claimed-site`` names, and signatures on records are not checked."""
+    from cipherward.coordinator.api import dispatch, posting
+    from cipherward.coordinator.daemon.view import StudyView
+    from cipherward.crypto import records
+    from cipherward.ids import Identity, Role
+
+    authenticate = dispatch.Dispatcher._authenticate
+
+    def claimed(self: Any, rpc: str, policy: Any, context: Any) -> Any:
+        peer = authenticate(self, rpc, policy, context)
+        name = dict(context.invocation_metadata() or ()).get("claimed-site")
+        if name is None:
+            return peer
+        return replace(peer, identity=Identity.make(peer.identity.consortium, Role.SITE, name))
+
+    def unverified(signed: Any, label: Any, key: Any, kind: Any) -> Any:
+        return kind.FromString(signed.payload)
+
+    _patch(dispatch.Dispatcher, "_authenticate", claimed)
+    _patch(posting, "verify", unverified)
+    _patch(records, "verify", unverified)
+    _patch(StudyView, "require_site", lambda self, site, digest: None)
+
+
+@change
+def plaintext(certificate: str) -> None:
+    """The port speaks no TLS, and every caller is the member of that certificate file."""
+    from cipherward.coordinator.daemon import service
+    from cipherward.crypto.pki import tls
+    from cipherward.crypto.pki.peers import Peer, PeerVerifier
+    from cipherward.ids import Identity
+
+    found = tls.load_certificate_pem(Path(certificate).read_bytes())
+    names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    who = Identity.parse(names.get_values_for_type(x509.UniformResourceIdentifier)[0])
+    peer = Peer(who, found.serial_number, tls.certificate_key_digest(found), found)
+    _patch(service, "_bind", lambda server, listen, credentials: server.add_insecure_port(listen))
+    _patch(PeerVerifier, "verify", lambda self, context: peer)
