@@ -1,11 +1,10 @@
-"""What a site knows, for its own people: ``site status``, ``site ledger``, ``site export-model``. Reads the
-site's database; works while the daemon runs."""
+"""What a site knows, for its own people: ``site status``, ``site export-model``. Reads the site's database; works
+while the daemon runs. (``site ledger``: spending.py.)"""
 
 from __future__ import annotations
 
 import io
 import json
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,9 @@ from cipherward.crypto.transcript import model_digest
 from cipherward.durable import write_file
 from cipherward.errors import CipherwardError, UsageError
 from cipherward.ids import Role
-from cipherward.site_agent.daemon.constants import round_cost
 from cipherward.site_agent.journal.journal import Entry, Journal
-from cipherward.site_agent.ledger.chain import Kind
-from cipherward.site_agent.ledger.report import epsilon_left
 from cipherward.site_agent.offline import Offline
-from cipherward.site_agent.policy import limits
+from cipherward.site_agent.spending import data_set_status
 from cipherward.site_agent.state.models import ModelStore
 from cipherward.site_agent.state.studies import StudyStore
 from cipherward.site_agent.strategy.base import weights_of
@@ -49,71 +45,6 @@ def status(site: Offline, clock: Clock) -> dict[str, Any]:
     found["studies"] = [study_status(site.engine, clock, name) for name in site.studies.names()]
     found["incidents"] = [asdict(incident) for incident in site.studies.incidents()]
     return found
-
-
-def data_set_status(site: Offline, name: str) -> dict[str, Any]:
-    """What the ledger says of a data set: epsilon spent at ``delta`` by its worst patient, of which
-    ceiling. None stands for infinity."""
-    known = site.ledger.dataset(name)
-    found: dict[str, Any] = {
-        "name": name,
-        "version": known.version,
-        "patients": known.patients,
-        "reservations": site.ledger.count(Kind.RESERVE, name),
-        "lost": site.ledger.count(Kind.LOST, name),
-    }
-    if name not in site.policy.datasets:
-        return {**found, "problem": "the policy no longer names it"}
-    bounds = limits(site.policy, name, site.ledger)
-    spent = site.ledger.spent(name, bounds.delta)
-    return {
-        **found,
-        "epsilon": _number(spent),
-        "delta": bounds.delta,
-        "epsilon_ceiling": _number(bounds.ceiling),
-        "epsilon_left": _number(epsilon_left(bounds.ceiling, spent)),
-    }
-
-
-def ledger_status(site: Offline) -> dict[str, Any]:
-    """Every event of the ledger, each data set's account, and how many rounds each study could still pay
-    for."""
-    left = []
-    for name in site.studies.names():
-        row, versions = site.studies.row(name), site.studies.versions(name)
-        if row is None or versions is None or row.data_set not in site.policy.datasets:
-            continue
-        cost = round_cost(versions.trusts[-1].manifest)
-        bounds = limits(site.policy, row.data_set, site.ledger)
-        rounds = (
-            site.ledger.remaining_rounds(row.data_set, cost, bounds.ceiling, bounds.delta) if cost else None
-        )
-        left.append({"study": name, "data_set": row.data_set, "rounds_left": rounds})
-    head = site.ledger.head()
-    return {
-        "sequence": head.sequence,
-        "head": head.digest.hex(),
-        "data_sets": [data_set_status(site, known.name) for known in site.ledger.datasets()],
-        "studies": left,
-        "events": [
-            {
-                "sequence": at.sequence,
-                "kind": entry.kind.value,
-                "data_set": entry.dataset,
-                "version": entry.version,
-                "study": entry.study,
-                "round": entry.round,
-                "recorded_at": entry.recorded_at,
-                "details": entry.details,
-            }
-            for at, entry in site.ledger.entries()
-        ],
-    }
-
-
-def _number(value: float) -> float | None:
-    """JSON has no infinity."""
-    return value if math.isfinite(value) else None
 
 
 def study_status(engine: Engine, clock: Clock, name: str) -> dict[str, Any]:

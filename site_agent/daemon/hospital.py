@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from cipherward.crypto.records import StudyTrust
 from cipherward.crypto.shared_noise import honest_contributors
+from cipherward.crypto.strategies import SHARED_NOISE
 from cipherward.errors import BudgetError, PolicyError, UsageError
 from cipherward.ids import Digest
 from cipherward.proto.v1.study_pb2 import Manifest
@@ -12,14 +13,13 @@ from cipherward.site_agent.daemon.constants import round_cost
 from cipherward.site_agent.daemon.site import Site
 from cipherward.site_agent.ledger.accounting import NO_PRIVACY
 from cipherward.site_agent.policy import Policy, StudyFacts, check, limits, require
-from cipherward.site_agent.policy.model import SHARED_NOISE
 from cipherward.site_agent.tasks.registry import task_digest
 from cipherward.site_agent.training.client import TaskRef
 
 
 def study_facts(manifest: Manifest) -> StudyFacts:
     """What policy looks at."""
-    shared = manifest.strategy.name in SHARED_NOISE
+    shared = manifest.strategy.name == SHARED_NOISE
     return StudyFacts(
         study=manifest.study,
         version=manifest.version,

@@ -46,16 +46,17 @@ def overlapping(of: frozenset[Group]) -> frozenset[str]:
     return frozenset(name for group in of for name, _, _ in group)
 
 
-def histories(connection: Connection, of: frozenset[Group]) -> list[History]:
-    """What each group that may be the worst has been charged so far, merged. Never empty."""
+def histories(connection: Connection, of: frozenset[Group], study: str | None = None) -> list[History]:
+    """What each group that may be the worst has been charged so far, in one study or in all, merged. Never
+    empty."""
     names = overlapping(of)
     spent: dict[tuple[str, int], list[PrivacyEvent]] = {}
-    rows = connection.execute(
-        select(events.c.dataset, events.c.version, events.c.details)
-        .where(events.c.kind == Kind.RESERVE.value, events.c.dataset.in_(names))
-        .order_by(events.c.sequence)
+    query = select(events.c.dataset, events.c.version, events.c.details).where(
+        events.c.kind == Kind.RESERVE.value, events.c.dataset.in_(names)
     )
-    for row in rows:
+    if study is not None:
+        query = query.where(events.c.study == study)
+    for row in connection.execute(query.order_by(events.c.sequence)):
         cost = events_from_json(json.loads(row.details)["events"])
         spent.setdefault((row.dataset, row.version), []).extend(cost)
     charged = {frozenset(key for key in spent if _charges(key, group)) for group in of}

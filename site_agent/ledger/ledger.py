@@ -211,10 +211,13 @@ class Ledger:
 
     # Questions
 
-    def spent(self, dataset: str, delta: float) -> float:
-        """Epsilon at ``delta`` of the data set's worst patient. Raises UsageError if it is not registered."""
+    def spent(self, dataset: str, delta: float, study: StudyId | str | None = None) -> float:
+        """Epsilon at ``delta`` of the data set's worst patient, in all studies or as if there had been one only
+        (such figures do not add up: together, studies cost less than their sum). Raises UsageError if it is not
+        registered.
+        """
         with self._transaction("read the ledger") as connection:
-            before = self._histories(connection, dataset)
+            before = self._histories(connection, dataset, study)
         return self._worst(before, delta)
 
     def cost_of(self, dataset: str, cost: Sequence[PrivacyEvent], delta: float) -> float:
@@ -320,9 +323,12 @@ class Ledger:
             self._groups = {**current, key: found}
         return found
 
-    def _histories(self, connection: Connection, dataset: str) -> list[cohorts.History]:
+    def _histories(
+        self, connection: Connection, dataset: str, study: StudyId | str | None = None
+    ) -> list[cohorts.History]:
         self._registered(connection, dataset)
-        return cohorts.histories(connection, self._groups_of(connection, dataset))
+        only = None if study is None else str(study)
+        return cohorts.histories(connection, self._groups_of(connection, dataset), only)
 
     def _worst(self, histories: Iterable[cohorts.History], delta: float) -> float:
         return max(self._accountant.epsilon(history, delta) for history in histories)

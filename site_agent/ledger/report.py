@@ -35,17 +35,14 @@ class SpendingRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Balance:
-    """Where a data set stands now, under the ceiling and delta asked for."""
+class StudyShare:
+    """What one study took from a data set. ``epsilon``: of its rounds alone; together, studies cost less than
+    the sum of these figures. ``lost``: of its paid rounds, those that were aborted."""
 
-    dataset: str
-    patients: int
-    spent: float
-    ceiling: float
-    delta: float
-    left: float
-    rounds_left: int | None  # of rounds like the last; None before the first
+    study: str
+    rounds: int
     lost: int
+    epsilon: float
 
 
 def spending(ledger: Ledger, dataset: str) -> list[SpendingRow]:
@@ -82,27 +79,19 @@ def spending(ledger: Ledger, dataset: str) -> list[SpendingRow]:
     return rows
 
 
-def balance(ledger: Ledger, dataset: str, ceiling: float, delta: float) -> Balance:
-    """What the data set has spent and how much further it goes. Takes seconds.
-
-    Raises UsageError if the data set is not registered or delta is out of range.
-    """
-    known, spent = ledger.dataset(dataset), ledger.spent(dataset, delta)
-    reserved = [entry for _, entry in ledger.entries([dataset]) if entry.kind is Kind.RESERVE]
-    rounds_left = None
-    if reserved:
-        last = events_from_json(reserved[-1].details["events"])
-        rounds_left = ledger.remaining_rounds(dataset, last, ceiling, delta)
-    return Balance(
-        dataset=dataset,
-        patients=known.patients,
-        spent=spent,
-        ceiling=ceiling,
-        delta=delta,
-        left=epsilon_left(ceiling, spent),
-        rounds_left=rounds_left,
-        lost=ledger.count(Kind.LOST, dataset),
-    )
+def shares(ledger: Ledger, dataset: str, delta: float) -> list[StudyShare]:
+    """Every study that the data set's present patients paid for, in the order of their first rounds, through
+    whichever data set. Raises UsageError if the data set is not registered or delta is out of range."""
+    paid: dict[str, list[Kind]] = {}
+    for _, entry in ledger.entries(ledger.overlapping(dataset)):
+        if entry.study is not None:
+            paid.setdefault(entry.study, []).append(entry.kind)
+    return [
+        StudyShare(
+            study, kinds.count(Kind.RESERVE), kinds.count(Kind.LOST), ledger.spent(dataset, delta, study)
+        )
+        for study, kinds in paid.items()
+    ]
 
 
 def epsilon_left(ceiling: float, spent: float) -> float:

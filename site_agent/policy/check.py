@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cipherward.crypto.manifest_rules import effective_threshold
+from cipherward.crypto.strategies import SHARED_NOISE
 from cipherward.errors import BudgetError, PolicyError
 from cipherward.site_agent.ledger.accounting import NO_PRIVACY, repeated
 from cipherward.site_agent.ledger.chain import Kind
 from cipherward.site_agent.ledger.ledger import Ledger
 from cipherward.site_agent.policy import quorum
 from cipherward.site_agent.policy.facts import StudyFacts
-from cipherward.site_agent.policy.model import INSTALLED, SHARED_NOISE, DataSetPolicy, Policy
+from cipherward.site_agent.policy.model import INSTALLED, DataSetPolicy, Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def _on_sites(policy: Policy, study: StudyFacts) -> Iterator[Finding]:
 
 def _on_strategy(study: StudyFacts) -> str:
     line = f"the strategy {study.strategy} is not among allowed_strategies"
-    if study.strategy not in SHARED_NOISE:
+    if study.strategy != SHARED_NOISE:
         return line
     opening = effective_threshold(study.threshold, study.minimum_cohort)
     return (

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from cipherward.crypto.strategies import SHARED_NOISE, STRATEGIES
 from cipherward.crypto.suites.registry import PACKAGES
 from cipherward.durable import read_file
 from cipherward.errors import FormatError, PolicyError, UsageError
@@ -26,10 +27,8 @@ from cipherward.settings_text import MAX_BYTES, parse_toml
 from cipherward.site_agent.ledger.accounting import MIN_DELTA
 
 INSTALLED = "installed"
-LOCAL_NOISE = frozenset({"fedavg", "fedprox", "fedadam", "fedyogi"})
+LOCAL_NOISE = frozenset(STRATEGIES) - {SHARED_NOISE}
 """Strategies in which a site's own noise alone carries the guarantee, whoever opens its update."""
-SHARED_NOISE = frozenset({"dp-fedsgd"})
-"""Strategies in which a site adds only its share: the guarantee is the sum's, and rests on other sites."""
 
 
 def _name(value: str) -> str:
@@ -46,9 +45,8 @@ def _suite(value: str) -> str:
 
 
 def _strategy(value: str) -> str:
-    known = LOCAL_NOISE | SHARED_NOISE
-    if value not in known:
-        raise ValueError(f"there is no strategy {value!r}, only {', '.join(sorted(known))}")
+    if value not in STRATEGIES:
+        raise ValueError(f"there is no strategy {value!r}, only {', '.join(sorted(STRATEGIES))}")
     return value
 
 
@@ -87,7 +85,7 @@ class Policy(BaseModel):
     require_dp: StrictBool
     allowed_suites: Annotated[frozenset[Suite], Field(min_length=1)]
     allowed_strategies: Annotated[frozenset[Strategy], Field(min_length=1)] = LOCAL_NOISE
-    """How updates are made and noised. One of SHARED_NOISE must be named: its guarantee needs other sites."""
+    """How updates are made and noised. SHARED_NOISE must be named: its guarantee rests on other sites too."""
     allowed_tasks: dict[Name, TaskPin]
     """Each task's code digest, or ``installed`` for whatever version is installed here."""
     datasets: dict[Name, DataSetPolicy] = Field(default_factory=dict)

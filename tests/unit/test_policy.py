@@ -20,7 +20,7 @@ from cipherward.database import make_engine
 from cipherward.errors import BudgetError, EnvironmentProblem, PolicyError, UsageError
 from cipherward.ids import Digest
 from cipherward.site_agent.ledger.accountant import LocalAccountant
-from cipherward.site_agent.ledger.accounting import Gaussian, epsilon
+from cipherward.site_agent.ledger.accounting import Gaussian, SampledGaussian, epsilon
 from cipherward.site_agent.ledger.ledger import Ledger
 from cipherward.site_agent.ledger.patients import PatientKey
 from cipherward.site_agent.policy import (
@@ -33,6 +33,7 @@ from cipherward.site_agent.policy import (
     require,
     write_default,
 )
+from cipherward.site_agent.policy.guarantee import guarantees
 from cipherward.site_agent.policy.model import LOCAL_NOISE
 from cipherward.site_agent.policy.quorum import violations
 from cipherward.site_agent.policy.template import TEMPLATE
@@ -239,6 +240,30 @@ def test_unknown_data_sets(ledger: Ledger) -> None:
             ledger,
             installed_task=CODE,
         )
+
+
+# What the noise rests on
+
+
+def test_local_noise_rests_on_nobody(ledger: Ledger) -> None:
+    (one,) = guarantees(FACTS, DELTA, LocalAccountant())
+    assert (one.noise, one.epsilon) == (1.0, epsilon(ROUND * 5, DELTA))
+    assert "everybody" in one.against
+    assert guarantees(replace(FACTS, dp=False, per_round=()), DELTA, LocalAccountant()) == []
+
+
+def test_shared_noise_rests_on_sites_that_do_not_collude() -> None:
+    """k = 6 contributors, c = 2 of whom collude: h = 4 parts of a quarter of the variance each."""
+    cost = (SampledGaussian(2.0, 0.1, 1), Gaussian(20.0))
+    facts = replace(
+        FACTS, strategy="dp-fedsgd", minimum_cohort=6, colluders=2, honest=4, rounds=30, per_round=cost
+    )
+    outside, promised, alone = guarantees(facts, DELTA, LocalAccountant())
+    assert promised.epsilon == epsilon(cost * 30, DELTA)  # what the ledger takes
+    assert outside.noise == pytest.approx(math.sqrt(6 / 4)) and outside.epsilon < promised.epsilon
+    assert alone.noise == 0.5
+    assert alone.epsilon == epsilon([SampledGaussian(1.0, 0.1, 30), Gaussian(10.0, 30)], DELTA)
+    assert "up to 2 sites" in promised.against and "more than 2 sites" in alone.against
 
 
 # The quorum suite's numbers

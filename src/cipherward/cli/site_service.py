@@ -59,14 +59,25 @@ def status(folder: Folder = SITE, json: Json = False) -> None:
     print_status(found)
 
 
-def ledger(folder: Folder = SITE, json: Json = False) -> None:
-    """Privacy spent on each data set, what is left, and every event."""
+def ledger(
+    folder: Folder = SITE,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the spending over time into FILE.svg or FILE.html.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Privacy spent on each data set and by each study, what is left, how many rounds that pays for, and every
+    event."""
     from cipherward.clock import SystemClock
     from cipherward.site_agent.offline import open_offline
-    from cipherward.site_agent.status import ledger_status
+    from cipherward.site_agent.spending import ledger_status
 
     with open_offline(folder, SystemClock()) as site:
         found = ledger_status(site)
+    if plot is not None:
+        from cipherward.site_agent.spending_plot import write
+
+        write(found["data_sets"], plot)
     if json:
         _print_json(found)
         return
@@ -82,7 +93,8 @@ def policy_check(
     folder: Folder = SITE,
     json: Json = False,
 ) -> None:
-    """Check policy.toml, and whether it allows a study: every reason against it. Exits 1 if it does not."""
+    """Check policy.toml, and whether it allows a study: every reason against it, its budget, who can open an
+    update, and what the noise rests on. Exits 1 if it does not."""
     from cipherward.clock import SystemClock
     from cipherward.site_agent.offline import open_offline
     from cipherward.site_agent.policy_check import check_file
@@ -94,10 +106,9 @@ def policy_check(
     elif manifest is None:
         typer.echo("the policy is well-formed")
     else:
-        typer.echo(found["trust"])
-        for finding in found["findings"]:
-            typer.echo(f"{finding['code']}: {finding['line']}")
-        typer.echo(f"study {found['study']}: {'allowed' if found['allowed'] else 'refused'}")
+        from cipherward.cli.site_view import print_policy_check
+
+        print_policy_check(found)
     if not found["allowed"]:
         raise typer.Exit(1)
 
@@ -130,7 +141,7 @@ def add_to(app: typer.Typer) -> None:
     """Add the commands to the group ``site``."""
     app.command(epilog="Example: cipherward site run --dir cleveland --coordinator hub.example:7443")(run)
     app.command(epilog="Example: cipherward site status --dir cleveland --json")(status)
-    app.command(epilog="Example: cipherward site ledger --dir cleveland")(ledger)
+    app.command(epilog="Example: cipherward site ledger --dir cleveland --plot spending.svg")(ledger)
     policy_app.command(
         "check", epilog="Example: cipherward site policy check --dir cleveland heart.manifest"
     )(policy_check)

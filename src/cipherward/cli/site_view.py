@@ -1,7 +1,8 @@
-"""A site's status and ledger as tables for people."""
+"""A site's status, its ledger and its policy's answers as lines and tables for people."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rich.console import Console
@@ -88,22 +89,91 @@ def _data_sets(console: Console, items: list[dict[str, Any]]) -> None:
 
 
 def print_ledger(found: dict[str, Any]) -> None:
-    """What ``site_agent.status.ledger_status`` found."""
+    """What ``site_agent.spending.ledger_status`` found."""
     console = Console()
     console.print(f"{found['sequence']} events, head {found['head'][:16]}...", highlight=False)
-    _data_sets(console, found["data_sets"])
-    _table(
-        console,
-        "rounds that could still be paid for",
-        ["study", "data set", "rounds"],
-        [[item["study"], item["data_set"], item["rounds_left"]] for item in found["studies"]],
-    )
+    for item in found["data_sets"]:
+        _account(console, item)
+    for item in found["studies"]:
+        _outlook(console, item)
     _table(
         console,
         "events",
-        ["#", "kind", "data set", "version", "study", "round"],
+        ["#", "kind", "data set", "version", "study", "round", "cost"],
         [
-            [item[name] for name in ("sequence", "kind", "data_set", "version", "study", "round")]
+            [item[name] for name in ("sequence", "kind", "data_set", "version", "study", "round", "cost")]
             for item in found["events"]
         ],
     )
+
+
+def _account(console: Console, item: dict[str, Any]) -> None:
+    """One data set: a bar, and what each study took."""
+    console.print(
+        f"\ndata set {item['name']}, version {item['version']}, {item['patients']} patients", highlight=False
+    )
+    if "problem" in item:
+        console.print(f"  {item['problem']}", highlight=False)
+        return
+    spent, ceiling = item["epsilon"], item["epsilon_ceiling"]
+    line = f"epsilon {_epsilon(item, 'epsilon')} of {_epsilon(item, 'epsilon_ceiling')} spent"
+    left = f", {_short(item['epsilon_left'])} left" if ceiling is not None else ""
+    bar = "" if ceiling is None else f"{budget_bar(spent, ceiling)} "
+    console.print(f"  {bar}{line} at delta {item['delta']:g}{left}", highlight=False, markup=False)
+    _table(
+        console,
+        "",
+        ["study", "rounds paid", "lost", "epsilon by itself"],
+        [
+            [share["study"], share["rounds_paid"], share["lost"], _epsilon(share, "epsilon_alone")]
+            for share in item["studies"]
+        ],
+    )
+
+
+def _outlook(console: Console, item: dict[str, Any]) -> None:
+    to_come, left = item["rounds_to_come"], item["rounds_left"]
+    line = (
+        f"study {item['study']} on {item['data_set']}: {item['rounds_paid']} of {item['rounds']} rounds paid"
+    )
+    if left is not None:
+        enough = "enough" if left >= to_come else "not enough"
+        line += f", {left} more could be paid for, {to_come} to come: {enough}"
+    console.print(line, highlight=False, soft_wrap=True)
+
+
+def budget_bar(spent: float | None, ceiling: float, width: int = 30) -> str:
+    """``[######----]``; spent None is no bound: all of it."""
+    full = width if spent is None else min(width, math.ceil(width * spent / ceiling))
+    return f"[{'#' * full}{'-' * (width - full)}]"
+
+
+def print_policy_check(found: dict[str, Any]) -> None:
+    """What ``site_agent.policy_check.check_file`` found of a study."""
+    console = Console()
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    say(found["trust"])
+    budget = found["budget"]
+    if budget is not None:
+        say(
+            f"Budget of data set {found['data_set']}: epsilon {_epsilon(budget, 'spent')} of "
+            f"{_epsilon(budget, 'ceiling')} spent at delta {budget['delta']:g}; the study's {budget['rounds_to_pay']} "
+            f"rounds would make it {_epsilon(budget, 'after')}; {budget['rounds_left']} such rounds could be paid for."
+        )
+    for line in found["noise"]["lines"]:
+        say(line)
+    _table(
+        console,
+        "what the whole study costs a patient, at most, by itself",
+        ["against", "noise", "epsilon"],
+        [
+            [item["against"], f"x {item['noise']:.3g}", _epsilon(item, "epsilon")]
+            for item in found["noise"]["guarantees"]
+        ],
+    )
+    for finding in found["findings"]:
+        say(f"{finding['code']}: {finding['line']}")
+    say(f"study {found['study']}: {'allowed' if found['allowed'] else 'refused'}")

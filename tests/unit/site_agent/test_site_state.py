@@ -98,7 +98,33 @@ def test_the_commands_print_tables_and_json(finished):
         assert shown.exit_code == 0 and json.loads(shown.output)["data_sets"][0]["name"] == "heart"
     found = json.loads(runner.invoke(commands(), ["ledger", "--dir", folder, "--json"]).output)
     assert [event["kind"] for event in found["events"]] == ["register", "reserve", "reserve"]
-    assert found["studies"][0]["rounds_left"] > 0
+    [study] = found["studies"]
+    assert (study["rounds_paid"], study["rounds_to_come"]) == (2, study["rounds"] - 1)
+    assert study["rounds_left"] > 0
+    [data] = found["data_sets"]
+    assert data["studies"] == [
+        {"study": STUDY, "rounds_paid": 2, "lost": 0, "epsilon_alone": data["epsilon"]}
+    ]
+    assert [item["epsilon"] for item in data["spending"]][-1] == data["epsilon"]
+    plain = runner.invoke(commands(), ["ledger", "--dir", folder]).output
+    assert (
+        "[##---" in plain
+        and f"{data['epsilon']:.4g} of 20 spent" in plain
+        and "more could be paid for" in plain
+    )
+
+
+def test_spending_is_drawn(finished, tmp_path):
+    world, _ = finished
+    arguments = ["ledger", "--dir", str(world.site.folder.root), "--plot"]
+    for name in ("spending.svg", "spending.html"):
+        shown = CliRunner().invoke(commands(), [*arguments, str(tmp_path / name)])
+        assert shown.exit_code == 0, shown.output
+        drawn = (tmp_path / name).read_text()
+        assert "ceiling 20" in drawn and f"{STUDY} round 2: epsilon" in drawn
+        assert "http" not in drawn.replace("http://www.w3.org/2000/svg", ""), "nothing is loaded"
+    with pytest.raises(UsageError, match="cannot be drawn"):
+        CliRunner().invoke(commands(), [*arguments, str(tmp_path / "p.png")], catch_exceptions=False)
 
 
 def test_policy_check_lists_every_reason(finished, tmp_path):
@@ -112,6 +138,11 @@ def test_policy_check_lists_every_reason(finished, tmp_path):
     assert good.exit_code == 0 and json.loads(good.output)["allowed"], good.output
     plain = CliRunner().invoke(commands(), arguments[:-1]).output.splitlines()
     assert plain[0].startswith("Suite shared-key: every site holds the key") and plain[-1].endswith("allowed")
+    assert plain[1].startswith("Budget of data set heart: epsilon") and "rounds could be paid for" in plain[1]
+    assert plain[2] == "Noise: fedavg, all of it added here. The guarantee rests on nobody else."
+    found = json.loads(good.output)
+    assert 0 < found["budget"]["spent"] < found["budget"]["after"] < found["budget"]["ceiling"] == 20.0
+    assert [one["against"].split(",")[0] for one in found["noise"]["guarantees"]] == ["everybody"]
     policy = world.site.folder.policy
     policy.write_text(policy.read_text().replace("minimum_cohort = 2", "minimum_cohort = 4"))
     bad = CliRunner().invoke(commands(), arguments)

@@ -11,7 +11,8 @@ from cipherward.site_agent.ledger.accounting import NO_PRIVACY
 from cipherward.site_agent.ledger.chain import Kind
 from cipherward.site_agent.ledger.encoding import events_from_json
 from cipherward.site_agent.offline import open_offline
-from cipherward.site_agent.status import ledger_status
+from cipherward.site_agent.spending import ledger_status
+from cipherward.site_agent.spending_plot import svg
 
 
 @pytest.fixture
@@ -48,7 +49,8 @@ def test_a_round_without_noise_is_in_the_ledger_before_it_trains(open_world, cap
     assert (data_set["reservations"], data_set["epsilon"], data_set["epsilon_left"]) == (1, None, None)
     print_ledger(found)
     printed = capsys.readouterr().out
-    assert printed.count("inf") == 2 and "reserve" in printed
+    assert "epsilon inf of inf spent" in printed and "reserve" in printed and "no noise" in printed
+    assert "no bound from here on" in svg(found["data_sets"])
 
 
 def test_an_aborted_round_without_noise_is_lost_too(open_world):
