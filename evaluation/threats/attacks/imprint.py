@@ -3,8 +3,8 @@
 Robbing the Fed: Fowl, Geiping, Czaja, Goldblum, Goldstein, ICLR 2022, section 3. Every unit of the layer measures the
 same thing, the image's mean brightness, with thresholds at its quantiles; units above the threshold pass the same
 gradient. The difference of two neighbours' gradients holds the images between the two thresholds alone: one image in a
-bin is read off exactly. MediLeak (Shi et al. 2025) does the same to medical models with pre-trained parts: what it
-needs too is that a site trains from weights that an attacker chose.
+bin is read off exactly. MedLeak (Shi et al., arXiv 2407.09972, first called MediLeak) does so to models of medical
+images. What both need is that a site trains from weights that an attacker chose.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -95,27 +96,22 @@ def initial(task: Task, seed: int) -> NDArray[np.float32]:
     return weights.initial(task, seed)
 
 
-def one_step(patients: int, clip_norm: float | None = None, noise_multiplier: float = 0.0) -> SgdConstants:
-    """The constants that help an attacker most: every patient in one step, learning rate 1.
-
-    ``clip_norm`` None: without differential privacy.
-    """
-    if clip_norm is None:
-        return PlainSgd(
-            sampling_rate=1.0,
-            steps=1,
-            divisor=float(patients),
-            learning_rate=1.0,
-            loss_bound=4.0,
-            metrics_scale=200.0,
-        )
-    return DpSgd(
+def plain_step(patients: int) -> PlainSgd:
+    """The constants that help an attacker most: every patient in one step, learning rate 1, no privacy."""
+    return PlainSgd(
         sampling_rate=1.0,
         steps=1,
         divisor=float(patients),
         learning_rate=1.0,
         loss_bound=4.0,
         metrics_scale=200.0,
+    )
+
+
+def private_step(patients: int, clip_norm: float, noise_multiplier: float) -> DpSgd:
+    """The same with differential privacy."""
+    return DpSgd(
+        **asdict(plain_step(patients)),
         clip_norm=clip_norm,
         noise_multiplier=noise_multiplier,
         metrics_noise_multiplier=10.0,

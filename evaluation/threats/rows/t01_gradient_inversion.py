@@ -45,7 +45,7 @@ def run(context: Context) -> Result:
     true, labels = found.pixels[chosen], found.labels[chosen]
     task = vision.VisionTask(found)
     start = vision.initial(task, context.seed)
-    constants = vision.one_step(1)
+    constants = vision.plain_step(1)
     updates = [vision.update(task, vision.records(found.take(one)), start, constants) for one in chosen]
     seen: NDArray[np.float32] = np.stack(updates)
     read = [

@@ -88,8 +88,8 @@ def run(context: Context) -> Result:
     start = imprint.crafted(task, found.pixels[public])
     sigma = calibrate_noise(_EPSILON, _DELTA, 1.0, 1)
     context.note("reading images out of updates")
-    off, clear = _attack(found, batches, task, start, vision.one_step(_BATCH))
-    on, noisy = _attack(found, batches, task, start, vision.one_step(_BATCH, _CLIP, sigma))
+    off, clear = _attack(found, batches, task, start, vision.plain_step(_BATCH))
+    on, noisy = _attack(found, batches, task, start, vision.private_step(_BATCH, _CLIP, sigma))
     share, private = (proportion(number, count, intervals.SURE) for number in (off, on))
     shown: list[Picture] = []
     for place in range(3):
@@ -132,7 +132,8 @@ ROW = Row(
     title="Crafted model layers",
     adversary="A coordinator that hands out another model than the study's",
     holds="The update of a hospital in clear: more than it ever has here",
-    source="Robbing the Fed: Fowl, Geiping, Czaja, Goldblum and Goldstein, ICLR 2022; MedLeak (first MediLeak): Shi et al., arXiv 2407.09972",
+    source="Robbing the Fed: Fowl, Geiping, Czaja, Goldblum and Goldstein, ICLR 2022; "
+    "MedLeak (first MediLeak): Shi et al., arXiv 2407.09972",
     metric="Whether an agent takes the model; share of images that come out with a PSNR above 20 dB",
     passes="The agent refuses it; with the check taken out and differential privacy on, the 99.9 % interval of the "
     "share ends below 0.1, where it begins above 0.3 without",

@@ -42,7 +42,7 @@ def run(context: Context) -> Result:
     sigma = calibrate_noise(_EPSILON, _DELTA, 1.0, 1)
     made: dict[str, Pixels] = {}
     likeness: dict[str, Likeness] = {}
-    for view, constants in {"off": vision.one_step(1), "on": vision.one_step(1, _CLIP, sigma)}.items():
+    for view, constants in {"off": vision.plain_step(1), "on": vision.private_step(1, _CLIP, sigma)}.items():
         context.note(f"{rounds} rounds, differential privacy {view}")
         seen = np.stack([_seen(found, list(row), task, start, constants) for row in chosen])
         made[view] = inversion.geiping(gradients, seen, labels, found.side, seed=context.seed)
