@@ -66,7 +66,9 @@ class DemoConsortium:
         """Where a site's keys, policy and state are."""
         return self.folder / "sites" / name
 
-    def add_site(self, site: DemoSite, task: str, suite: str, *, dp: bool = True) -> None:
+    def add_site(
+        self, site: DemoSite, task: str, suite: str, *, dp: bool = True, strategy: str = "fedavg"
+    ) -> None:
         """Keys, credential and policy of one hospital."""
         folder = self.site_folder(site.name)
         self.enrol(site.name)
@@ -78,6 +80,7 @@ minimum_cohort = 2
 minimum_threshold = 2
 require_dp = {str(dp).lower()}
 allowed_suites = ["{suite}"]
+allowed_strategies = ["{strategy}"]
 
 [allowed_tasks]
 {task} = "installed"

@@ -51,6 +51,28 @@ class AuditResult(BaseModel):
         )
 
 
+class SharedNoiseResult(BaseModel):
+    """Noise multipliers (units of the clipping norm) where the sites share the noise of a round."""
+
+    promised: float
+    """sigma: what epsilon counts, with as few contributors and as many colluders as the manifest allows."""
+    realised: list[float]
+    """What the sum of each round has, for whoever contributed to none of it."""
+    one_site: float
+    minimum_cohort: int
+    colluders: int
+
+    def text(self) -> str:
+        """For people, in one line."""
+        least, most = min(self.realised), max(self.realised)
+        found = f"{least:.2f}" if least == most else f"{least:.2f} to {most:.2f}"
+        return (
+            f"noise shared by the sites, in clipping norms: promised {self.promised:.2f} (at least "
+            f"{self.minimum_cohort} contribute, {self.colluders} of them may collude), realised {found}, one site's "
+            f"part {self.one_site:.2f}"
+        )
+
+
 class DemoResult(BaseModel):
     """The demo's JSON."""
 
@@ -58,12 +80,15 @@ class DemoResult(BaseModel):
     params: str
     trust: str
     """Who can open an update."""
+    strategy: str
     parameters: int
     epsilon_ceiling: float
     sites: list[SiteResult]
     auc_pooled_dp: float
     auc_pooled: float
     rounds: list[RoundResult]
+    shared_noise: SharedNoiseResult | None
+    """Where the sites share the noise (dp-fedsgd)."""
     noisy_accuracy: list[float]
     audit: AuditResult
     seconds_setup: float

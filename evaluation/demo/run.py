@@ -7,33 +7,38 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cipherward.crypto.manifest_rules import least_threshold
-from cipherward.crypto.study_file import StudyFile
-from cipherward.crypto.suites.base import KeyLifetime
+from cipherward.crypto.shared_noise import noise_share, realised_noise_multiplier
+from cipherward.crypto.strategies import SHARED_NOISE
 from cipherward.crypto.suites.registry import suite as find_suite
 from cipherward.crypto.trust_statement import trust_statement
 from cipherward.durable import explained, write_file
 from cipherward.errors import UnavailableError, UsageError
 from cipherward.evaluation.demo.audit import audit
-from cipherward.evaluation.demo.consortium import COORDINATOR, DemoConsortium, DemoSite
+from cipherward.evaluation.demo.consortium import DemoConsortium, DemoSite
 from cipherward.evaluation.demo.processes import Processes
 from cipherward.evaluation.demo.progress import Progress
 from cipherward.evaluation.demo.report import write_report
-from cipherward.evaluation.demo.results import AuditResult, DemoResult, RoundResult, SiteResult
+from cipherward.evaluation.demo.results import (
+    AuditResult,
+    DemoResult,
+    RoundResult,
+    SharedNoiseResult,
+    SiteResult,
+)
+from cipherward.evaluation.demo.studies import HOSPITALS, STUDY, TASK, demo_study, study_file
 from cipherward.evaluation.demo.study import RunningStudy
 from cipherward.evaluation.demo.table import show_result
 from cipherward.evaluation.output import console as new_console
 from cipherward.ids import check_name
 from cipherward.proto.v1.coordinator_pb2 import StudyStatus
-from cipherward.site_agent.tasks.heart_disease.defaults import HEART_STUDY
+from cipherward.proto.v1.study_pb2 import Manifest
 from cipherward.site_agent.training.client import Trainer
 
-HOSPITALS = ("cleveland", "hungary", "switzerland", "va-long-beach")
-TASK, STUDY, SEED = "heart-disease", "heart", 0
+SEED = 0
 _MARK = ".cipherward-demo"
 _SHARED_TRAINER_FROM = 9
 """Sites from which one trainer serves all: torch in 64 processes would not fit a small machine."""
@@ -45,10 +50,12 @@ class Options:
 
     suite: str
     sites: int
-    rounds: int
+    rounds: int | None
+    """None: as many as suit the strategy."""
     epsilon: float
     workdir: Path
     json: Path | None
+    strategy: str = "fedavg"
 
 
 def hospital_parts(count: int) -> dict[str, str]:
@@ -66,43 +73,6 @@ def hospital_parts(count: int) -> dict[str, str]:
         for part in range(1, parts + 1):
             sources[f"{name}-{part}"] = f"builtin:{name}/{part}of{parts}"
     return sources
-
-
-def study_file(options: Options, sources: dict[str, str], noise_multiplier: float) -> StudyFile:
-    """The demo's study, from the heart task's tuned constants."""
-    defaults = HEART_STUDY
-    chosen = find_suite(options.suite)
-    parameters = next(iter(chosen.parameter_sets.values()))
-    shared = chosen.key_lifetime is KeyLifetime.STUDY
-    # Parts of a hospital have fewer patients, and so expect smaller batches.
-    divisor = defaults.divisor * min(1.0, len(HOSPITALS) / options.sites)
-    return StudyFile.model_validate(
-        {
-            "study": {"name": STUDY, "rounds": options.rounds, "coordinator": COORDINATOR},
-            "task": {"name": TASK},
-            "training": {
-                "sampling_rate": defaults.sampling_rate,
-                "steps": defaults.steps,
-                "learning_rate": defaults.learning_rate,
-                "batch_divisor": divisor,
-            },
-            "metrics": {"loss_bound": defaults.loss_bound, "scale": defaults.metrics_scale},
-            "dp": {
-                "clipping_norm": defaults.clip_norm,
-                "noise_multiplier": noise_multiplier,
-                "delta": defaults.delta,
-                "metrics": {"noise_multiplier": defaults.metrics_noise_multiplier},
-            },
-            "suite": {
-                "name": options.suite,
-                "parameters": parameters.name,
-                "bound": parameters.bound,
-                "key_maker": min(sources) if shared else "",
-            },
-            "cohort": {"minimum": max(2, len(sources) * 3 // 4 if shared else least_threshold(len(sources)))},
-            "deadlines": {"join_window": 300, "upload": 120, "acknowledge": 60, "unseal": 60, "verify": 120},
-        }
-    )
 
 
 def prepare_folder(path: Path) -> None:
@@ -160,25 +130,26 @@ def run(options: Options) -> DemoResult:
     for name in sources:
         check_name(name, "site")
     find_suite(options.suite)  # refuses an unknown one before anything is replaced
+    plan = demo_study(options.strategy, options.rounds, options.epsilon)
+    training = plan.training
     prepare_folder(options.workdir)
     folder = options.workdir.resolve()
     start = time.monotonic()
-    progress = Progress(console, len(sources), options.rounds)
-    defaults = replace(HEART_STUDY, epsilon=options.epsilon, rounds=options.rounds)
+    progress = Progress(console, len(sources), training.rounds)
     progress.step("calibrating the noise")
-    sigma = defaults.noise_multiplier()
+    sigma = training.noise_multiplier()
     progress.step(f"making keys and certificates for {len(sources)} sites")
     consortium = DemoConsortium(folder)
     for name, source in sources.items():
-        consortium.add_site(DemoSite(name, source, options.epsilon, defaults.delta), TASK, options.suite)
+        site = DemoSite(name, source, options.epsilon, training.delta)
+        consortium.add_site(site, TASK, options.suite, strategy=plan.strategy)
     # The trainer makes the initial weights here; in large demos the agents use it too.
     trainer = Trainer(folder / "trainer" / "socket", log=folder / "trainer.log")
     with Processes(folder / "logs") as processes:
         try:
             trainer.start()
-            manifest = consortium.sign_study(study_file(options, sources, sigma), SEED, trainer)
-            trust = trust_statement(manifest)
-            progress.step(trust)
+            manifest = consortium.sign_study(study_file(plan, options.suite, sources, sigma), SEED, trainer)
+            progress.step(trust_statement(manifest))
             shared = len(sources) >= _SHARED_TRAINER_FROM
             if not shared:
                 trainer.close()
@@ -188,19 +159,19 @@ def run(options: Options) -> DemoResult:
             ready = time.monotonic()
             with progress:
                 status = study.watch(
-                    progress.show, seconds=120 + 60 * options.rounds * (1 + len(sources) // 8)
+                    progress.show, seconds=120 + 60 * training.rounds * (1 + len(sources) // 8)
                 )
             study.wait_for_sites(60 + 2 * len(sources))
             finished = time.monotonic()
         finally:
             trainer.close()
         progress.step("training the models to compare with")
-        reference = compare(sources, options.rounds, defaults.private(sigma).to_json())
+        reference = compare(sources, training.rounds, training.private(sigma).to_json())
         sites = [study.site_status(name) for name in sources]
         progress.step("auditing what the coordinator kept")
         audited = audit(consortium.coordinator, consortium.anchor, [_own_study(site) for site in sites])
     times = (start, ready, finished, time.monotonic())
-    result = _result(options, status, trust, sites, reference, audited, times)
+    result = _result(options, status, manifest, sites, reference, audited, times)
     show_result(console, result)
     write_report(result, folder / "report.html")
     if options.json is not None:
@@ -217,7 +188,7 @@ def _own_study(site: dict[str, Any]) -> dict[str, Any]:
 def _result(
     options: Options,
     status: StudyStatus,
-    trust: str,
+    manifest: Manifest,
     sites: list[dict[str, Any]],
     reference: dict[str, Any],
     audited: AuditResult,
@@ -241,16 +212,31 @@ def _result(
     return DemoResult(
         suite=status.suite,
         params=status.parameters,
-        trust=trust,
+        trust=trust_statement(manifest),
+        strategy=manifest.strategy.name,
         parameters=status.parameter_count,
         epsilon_ceiling=options.epsilon,
         sites=results,
         auc_pooled_dp=reference["auc_pooled_dp"],
         auc_pooled=reference["auc_pooled"],
         rounds=round_results(status),
+        shared_noise=_shared_noise(manifest, status),
         noisy_accuracy=[entry["accuracy"] for entry in studies[0]["rounds"] if entry["accuracy"] is not None],
         audit=audited,
         seconds_setup=ready - start,
         seconds_study=finished - ready,
         seconds_reference=end - finished,
+    )
+
+
+def _shared_noise(manifest: Manifest, status: StudyStatus) -> SharedNoiseResult | None:
+    if manifest.strategy.name != SHARED_NOISE:
+        return None
+    counts = [len(entry.contributors) for entry in status.history if not entry.aborted]
+    return SharedNoiseResult(
+        promised=manifest.dp.noise_multiplier,
+        realised=[realised_noise_multiplier(manifest, count) for count in counts],
+        one_site=noise_share(manifest) / manifest.dp.clipping_norm,
+        minimum_cohort=manifest.minimum_cohort,
+        colluders=manifest.colluders,
     )

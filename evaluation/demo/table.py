@@ -11,7 +11,9 @@ from cipherward.evaluation.demo.results import DemoResult, figure
 def show_result(console: Console, result: DemoResult) -> None:
     """Hospitals, then rounds."""
     table = Table(
-        title=f"{result.suite} ({result.params}), {result.parameters} parameters", box=None, pad_edge=False
+        title=f"{result.strategy}, {result.suite} ({result.params}), {result.parameters} parameters",
+        box=None,
+        pad_edge=False,
     )
     table.add_column("hospital")
     for name in ("patients", "AUC alone", "AUC federated", "pooled, DP", "pooled", "epsilon", "delta"):
@@ -37,6 +39,8 @@ def show_result(console: Console, result: DemoResult) -> None:
         f"{mean['bytes_up_per_param']:.0f} B a parameter up, {mean['bytes_down_per_param']:.0f} down "
         f"(a model of {result.parameters} parameters pays for whole ciphertexts and signatures)"
     )
+    if result.shared_noise is not None:
+        console.print(result.shared_noise.text())
     console.print(result.audit.text())
     console.print(
         f"seconds: {result.seconds_setup:.1f} setting up, {result.seconds_study:.1f} the study, "

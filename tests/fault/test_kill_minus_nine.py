@@ -13,7 +13,8 @@ import pytest
 
 from cipherward.evaluation.demo.consortium import DemoConsortium, DemoSite
 from cipherward.evaluation.demo.processes import Processes
-from cipherward.evaluation.demo.run import HOSPITALS, TASK, Options, hospital_parts, study_file
+from cipherward.evaluation.demo.run import hospital_parts
+from cipherward.evaluation.demo.studies import HOSPITALS, TASK, demo_study, study_file
 from cipherward.evaluation.demo.study import RunningStudy
 from cipherward.proto.v1.coordinator_pb2 import Phase, StudyStatus
 from cipherward.site_agent.training.client import Trainer
@@ -43,18 +44,18 @@ def started(folder: Path) -> Iterator[Run]:
     for name, source in hospital_parts(4).items():
         consortium.add_site(DemoSite(name, source, 3.0, 1e-4), TASK, "shared-key")
     trainer = Trainer(folder / "trainer" / "socket", log=folder / "trainer.log")
-    options = Options("shared-key", 4, ROUNDS, 3.0, folder, None)
+    study = study_file(demo_study("fedavg", ROUNDS, 3.0), "shared-key", hospital_parts(4), 3.0)
     with Processes(folder / "logs", COMMAND) as processes:
         try:
             trainer.start()
-            consortium.sign_study(study_file(options, hospital_parts(4), 3.0), 0, trainer)
-            study = RunningStudy(consortium, processes, HOSPITALS, COMMAND)
+            consortium.sign_study(study, 0, trainer)
+            running = RunningStudy(consortium, processes, HOSPITALS, COMMAND)
             listen = f"127.0.0.1:{free_port()}"
-            study.start_coordinator(listen)
+            running.start_coordinator(listen)
             for name in HOSPITALS:
-                study.start_site(name, folder / "trainer" / "socket")
-            study.start_study()
-            yield Run(study, processes, consortium, folder / "trainer" / "socket", listen)
+                running.start_site(name, folder / "trainer" / "socket")
+            running.start_study()
+            yield Run(running, processes, consortium, folder / "trainer" / "socket", listen)
         finally:
             trainer.close()
 

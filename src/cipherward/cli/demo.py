@@ -19,7 +19,17 @@ def demo(
     sites: Annotated[
         int, typer.Option(min=2, max=64, help="4: the four hospitals; more: each of them in parts.")
     ] = 4,
-    rounds: Annotated[int, typer.Option(min=1, max=100, help="Rounds of training.")] = 5,
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="fedavg, fedprox, fedadam, fedyogi: each site adds all of its own noise. dp-fedsgd: the sites "
+            "share the noise of one DP-SGD step a round."
+        ),
+    ] = "fedavg",
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, max=100, help="Rounds of training; left out, as many as suit the strategy."),
+    ] = None,
     epsilon: Annotated[
         float, typer.Option(min=0.1, max=100, help="Each hospital's privacy budget for the whole study.")
     ] = 3.0,
@@ -31,7 +41,17 @@ def demo(
     """Four real hospitals' data, one model: a coordinator and agents as real processes, encrypted, private."""
     from cipherward.evaluation.demo.run import Options, run
 
-    run(Options(suite=suite, sites=sites, rounds=rounds, epsilon=epsilon, workdir=workdir, json=json))
+    run(
+        Options(
+            suite=suite,
+            sites=sites,
+            rounds=rounds,
+            epsilon=epsilon,
+            workdir=workdir,
+            json=json,
+            strategy=strategy,
+        )
+    )
 
 
 def add_to(app: typer.Typer) -> None:
