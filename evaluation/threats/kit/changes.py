@@ -117,3 +117,49 @@ def plaintext(certificate: str) -> None:
     peer = Peer(who, found.serial_number, tls.certificate_key_digest(found), found)
     _patch(service, "_bind", lambda server, listen, credentials: server.add_insecure_port(listen))
     _patch(PeerVerifier, "verify", lambda self, context: peer)
+
+
+@change
+def no_upload_checks(_: str) -> None:
+    """Uploaded chunks are stored as they come, and the digests sent with them are believed."""
+    from cipherward.coordinator.api import staging
+    from cipherward.crypto.merkle import leaf_hash
+
+    def take(self: Any, message: Any) -> None:
+        self._accept(staging.Part(message.index, message.data, message.leaf_hash))
+
+    def take_share(self: Any, message: Any) -> None:
+        self._accept(staging.Part(message.share.index, message.share.sealed, b""))
+
+    _patch(staging.ChunkStage, "take", take)
+    _patch(staging.ShareStage, "take", take_share)
+    _patch(staging.ShareStage, "require_begin", lambda self, chunks: None)
+    _patch(staging.ChunkStage, "_check", lambda self, part: part.claimed or leaf_hash(part.data))
+
+
+@change
+def no_rates(_: str) -> None:
+    """Calls may come as often as they like: so that no other defence is taken for the one under attack."""
+    from cipherward.coordinator.api import policy
+
+    for rpc, row in policy.POLICIES.items():
+        policy.POLICIES[rpc] = replace(row, per_second=1e6, burst=10**6)
+
+
+@change
+def no_message_limit(_: str) -> None:
+    """Messages of any size are taken in."""
+    from cipherward.coordinator.api import policy, service
+
+    rest = [(name, value) for name, value in service.OPTIONS if name != "grpc.max_receive_message_length"]
+    _patch(service, "OPTIONS", (*rest, ("grpc.max_receive_message_length", -1)))
+    for rpc, row in policy.POLICIES.items():
+        policy.POLICIES[rpc] = replace(row, max_message=2**40)
+
+
+@change
+def endless_patience(_: str) -> None:
+    """An upload keeps its place however slow it is."""
+    from cipherward.coordinator.api import admission
+
+    _patch(admission, "PATIENCE_SECONDS", 1e6)

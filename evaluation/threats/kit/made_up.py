@@ -4,7 +4,8 @@ wants. Nothing is checked here that an attacker would not check."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +56,17 @@ def tree(pieces: Iterable[bytes]) -> bytes:
     return merkle.root([merkle.leaf_hash(piece) for piece in pieces])
 
 
+@contextmanager
+def not_limited() -> Iterator[None]:
+    """A refusal because calls come too often says nothing about the attack: RuntimeError, the row's error."""
+    try:
+        yield
+    except UnavailableError as error:
+        if "too often" in error.what:
+            raise RuntimeError(f"the attack ran into a limit of calls: {error}") from error
+        raise
+
+
 class Caller:
     """Somebody with a channel to a coordinator."""
 
@@ -67,12 +79,12 @@ class Caller:
 
     def call(self, rpc: str, request: Any, seconds: float = CALL_SECONDS) -> Any:
         """A call with one reply; raises our errors. ``request``: a message, or an iterable that is streamed."""
-        with translated():
+        with not_limited(), translated():
             return getattr(self.stub, rpc)(request, timeout=seconds)
 
     def fetch(self, rpc: str, request: Any) -> list[Any]:
         """All replies of a call."""
-        with translated():
+        with not_limited(), translated():
             return list(getattr(self.stub, rpc)(request, timeout=CALL_SECONDS))
 
     def close(self) -> None:
@@ -213,9 +225,16 @@ class MadeUpSite(Caller):
             self.trust.digest, plan.digest, named, plan.threshold, plan.members, dealer, attempt, root
         )
 
-    def encrypt(self, number: int, plan: Plan, vector: NDArray[np.floating[Any]]) -> Contribution:
-        """A whole upload of that vector."""
-        made = Contribution(number, plan, [], length=vector.size)
+    def encrypt(
+        self,
+        number: int,
+        plan: Plan,
+        vector: NDArray[np.floating[Any]],
+        attempt: int = 1,
+        edit: Callable[[list[bytes]], list[bytes]] = list,
+    ) -> Contribution:
+        """A whole upload of that vector; ``edit`` changes the ciphertexts before shares are bound to them."""
+        made = Contribution(number, plan, [], attempt=attempt, length=vector.size)
         if not self.one_time:
             if self.key is None:
                 raise UnavailableError(f"{self.name} has no key")
@@ -225,9 +244,9 @@ class MadeUpSite(Caller):
         side = one_time_key_side(self.params.suite)
         one_time = side.generate_key(self.params, self.name.encode())
         with side.cipher(one_time, self.context(plan), 1) as cipher:
-            made.chunks = list(cipher.encrypt(vector))
+            made.chunks = edit(list(cipher.encrypt(vector)))
         public = [join.round_key for join in plan.joins.values()]
-        dealing = self._dealing(plan, self.name, 1, tree(made.chunks))
+        dealing = self._dealing(plan, self.name, attempt, tree(made.chunks))
         made.sealed = dealing.seal(public, one_time.deal(plan.threshold, len(plan.members)))
         return made
 
@@ -266,11 +285,12 @@ class MadeUpSite(Caller):
     def acknowledge(self, number: int, plan: Plan) -> None:
         """Open the shares and say so."""
         self.until(number, pb.PHASE_ACKNOWLEDGE)
-        place, mine = plan.places[self.name], self.shares.setdefault(number, {})
+        place, mine, opened = plan.places[self.name], self.shares.setdefault(number, {}), []
         for message in self.fetch("GetShares", pb.GetRecordRequest(study=self.study, round=number)):
             commit = Commit.FromString(message.commit.payload)
             dealing = self._dealing(plan, commit.site, commit.attempt, commit.ciphertext_root)
             mine[commit.site] = dealing.open(place, self.round_keys[number], message.sealed)
+            opened.append(Attempt(site=commit.site, attempt=commit.attempt))
         self.post(
             "PostAcknowledgement",
             Label.ACKNOWLEDGEMENT,
@@ -279,7 +299,7 @@ class MadeUpSite(Caller):
                 plan_digest=plan.digest,
                 round=number,
                 site=self.name,
-                opened=[Attempt(site=name, attempt=1) for name in mine],
+                opened=opened,
             ),
         )
 

@@ -68,14 +68,21 @@ class Consortium(DemoConsortium):
 
 
 def study_file(
-    suite_name: str, key_maker: str, *, rounds: int = 2, minimum: int = 0, deadline: int = 600, **cohort: Any
+    suite_name: str,
+    key_maker: str,
+    *,
+    name: str = STUDY,
+    rounds: int = 2,
+    minimum: int = 0,
+    deadline: int = 600,
+    **cohort: Any,
 ) -> StudyFile:
     """A study without differential privacy, for made-up updates."""
     params = next(iter(suite(suite_name).parameter_sets.values()))
     shared = suite(suite_name).key_lifetime is KeyLifetime.STUDY
     return StudyFile.model_validate(
         {
-            "study": {"name": STUDY, "rounds": rounds, "coordinator": COORDINATOR},
+            "study": {"name": name, "rounds": rounds, "coordinator": COORDINATOR},
             "task": {"name": "made-up"},
             "training": {
                 "sampling_rate": 1.0, "steps": 1, "learning_rate": 0.1, "batch_divisor": 8.0,
