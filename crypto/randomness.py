@@ -22,8 +22,8 @@ from cipherward.errors import UsageError
 
 KEY_BYTES = 32
 _WORD = np.dtype("<u8")
-_CHUNK = 1 << 15
-"""Normal deviates made at a time: the scratch memory of ``gaussian``, 1.5 MB, stays in the processor's cache."""
+_CHUNK = 1 << 14
+"""Normal deviates made at a time: the scratch memory of ``gaussian``, under 1 MB, stays in the processor's cache."""
 TERMS = 2
 """Box-Muller deviates in a normal deviate, see ``KeyStream.gaussian``."""
 _ZEROS = builtins.bytes(1 << 20)

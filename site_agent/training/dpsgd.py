@@ -18,15 +18,11 @@ size).
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus.grad_sample import GradSampleModule
-from opacus.validators import ModuleValidator
 
 from cipherward.crypto.randomness import KeyStream
 from cipherward.crypto.shared_noise import NOISE_ROOM
@@ -34,10 +30,9 @@ from cipherward.errors import UsageError
 from cipherward.site_agent.tasks.base import Records, Task
 from cipherward.site_agent.training import metrics, weights
 from cipherward.site_agent.training.constants import DpSgd, PlainSgd, SgdConstants, SharedNoise
+from cipherward.site_agent.training.gradients import PatientGradients
 from cipherward.site_agent.training.noise import Noise, gaussian_mechanism, noise_on
 
-_GRADIENT_VALUES = 1 << 25
-"""Float32 values of per-sample (and of per-patient) gradients held at a time: 128 MB each."""
 _SMALL_MODEL = 100_000
 _MAX_THREADS = 8
 
@@ -125,100 +120,3 @@ def _part_of_the_sum(
     part = total / (constants.noise_range * constants.noise_share)
     flat: NDArray[np.float32] = part.clamp(-1.0, 1.0).float().cpu().numpy()
     return flat, dropped
-
-
-class PatientGradients:
-    """Per-patient gradients of one model on one site's records."""
-
-    def __init__(self, task: Task, model: torch.nn.Module, records: Records, device: torch.device) -> None:
-        """Raises UsageError if the model has layers whose gradient is not a sum over records."""
-        problems = ModuleValidator.validate(model.train(), strict=False)
-        if problems:
-            raise UsageError(
-                f"the model of task {task.name!r} cannot be trained privately",
-                why=str(problems[0]).splitlines()[0],
-            )
-        self._task = task
-        self._model = GradSampleModule(model, loss_reduction="sum")
-        self._parameters = weights.trainable_parameters(model)
-        self._size = weights.count(model)
-        self._device = device
-        self._records = records
-        names = records.patients
-        index = {name: number for number, name in enumerate(names)}
-        owner = np.array([index[name] for name in records.patient_ids], dtype=np.int64)
-        # A patient's records, wherever they stand in the file: order[offset[i] : offset[i + 1]].
-        self._order = np.argsort(owner, kind="stable")
-        self._offset = np.searchsorted(owner[self._order], np.arange(len(names) + 1))
-        self.patients = len(names)
-
-    def clipped_sum(self, chosen: NDArray[np.int64], clip_norm: float | None) -> tuple[torch.Tensor, int]:
-        """The sum over the chosen patients' gradients, each scaled to an L2 norm of at most ``clip_norm``.
-
-        ``chosen``: patient numbers, in the order of ``Records.patients``; ``clip_norm`` None: no clipping.
-        Returns the sum, (P,), float64, and how many patients' gradients were not finite: they count as zero,
-        as otherwise one NaN would betray its patient.
-        """
-        total = torch.zeros(self._size, dtype=torch.float64, device=self._device)
-        dropped = 0
-        for group in self._groups(chosen):
-            gradients = self._gradients(group)
-            norms = torch.linalg.vector_norm(gradients, dim=1, dtype=torch.float64)
-            finite = norms.isfinite()
-            if not finite.all():
-                dropped += int((~finite).sum())
-                gradients[~finite] = 0.0
-                norms = norms.masked_fill(~finite, 0.0)
-            # A norm of zero gives infinity, clamped to 1.
-            factors = torch.ones_like(norms) if clip_norm is None else (clip_norm / norms).clamp(max=1.0)
-            total += factors @ gradients.double()
-        return total, dropped
-
-    def weights(self) -> torch.Tensor:
-        """As they are now, (P,), float64."""
-        return torch.cat([parameter.detach().reshape(-1).double() for parameter in self._parameters])
-
-    def step(self, move: torch.Tensor) -> None:
-        """Subtract ``move``, (P,), from the weights."""
-        start = 0
-        with torch.no_grad():
-            for parameter in self._parameters:
-                part = move[start : start + parameter.numel()]
-                parameter.sub_(part.reshape(parameter.shape).to(parameter.dtype))
-                start += parameter.numel()
-
-    def _groups(self, chosen: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-        size = max(1, _GRADIENT_VALUES // self._size)
-        for start in range(0, len(chosen), size):
-            yield chosen[start : start + size]
-
-    def _gradients(self, group: NDArray[np.int64]) -> torch.Tensor:
-        """One gradient a patient, the sum over the patient's records: (len(group), P), float32."""
-        runs = [self._order[self._offset[patient] : self._offset[patient + 1]] for patient in group]
-        rows = np.concatenate(runs)
-        owner = torch.from_numpy(np.repeat(np.arange(len(group)), [len(run) for run in runs]))
-        out = torch.zeros(len(group), self._size, device=self._device)
-        size = max(1, _GRADIENT_VALUES // self._size)
-        for start in range(0, len(rows), size):
-            batch = torch.from_numpy(rows[start : start + size])
-            out.index_add_(0, owner[start : start + size].to(self._device), self._per_record(batch))
-        return out
-
-    def _per_record(self, batch: torch.Tensor) -> torch.Tensor:
-        """One gradient a record: (len(batch), P), float32."""
-        self._model.zero_grad(set_to_none=True)
-        labels = self._records.labels[batch].to(self._device)
-        outputs = self._model(self._records.features[batch].to(self._device))
-        losses = metrics.one_a_record(self._task.loss(outputs, labels), len(batch), self._task, "loss")
-        with warnings.catch_warnings():
-            # torch warns that hooks see no gradient with respect to the input: nobody asked for one.
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            losses.sum().backward()  # type: ignore[no-untyped-call]
-        samples = []
-        for parameter in self._parameters:
-            gradient = getattr(parameter, "grad_sample", None)
-            if gradient is None:  # these records do not reach it
-                gradient = torch.zeros(len(batch), parameter.numel(), device=self._device)
-            samples.append(gradient.reshape(len(batch), -1))
-        self._model.zero_grad(set_to_none=True)
-        return torch.cat(samples, dim=1)

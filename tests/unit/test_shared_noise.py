@@ -15,7 +15,8 @@ from cipherward.crypto.shared_noise import NOISE_ROOM
 from cipherward.site_agent.tasks.base import BinaryTask, Records, Split
 from cipherward.site_agent.training import weights
 from cipherward.site_agent.training.constants import SharedNoise
-from cipherward.site_agent.training.dpsgd import PatientGradients, train
+from cipherward.site_agent.training.dpsgd import train
+from cipherward.site_agent.training.gradients import PatientGradients
 
 CPU = torch.device("cpu")
 SHARED = SharedNoise(
