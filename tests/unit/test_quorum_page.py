@@ -38,11 +38,21 @@ def test_table_of_thresholds_for_admins():
         assert (c, k, missing) == (colluders_withstood(t, n), least_cohort(t, c), n - t)
 
 
-def test_table_of_precision():
-    for sites, scale, bound in rows(PAGE, "roster, q32, B = 64"):
-        params = parameters("q32", 64.0, int(sites))
+@pytest.mark.parametrize(("name", "most"), [("q32", 64), ("q16", 1)])
+def test_table_of_precision(name, most):
+    for sites, scale, bound in rows(PAGE, f"roster, {name}, B = {most}"):
+        params = parameters(name, float(most), int(sites))
         assert params.scale == 2 ** int(scale.removeprefix("2^"))
         assert params.error_bound(int(sites)) == pytest.approx(float(bound), rel=0.01)
+
+
+def test_table_of_noise_for_admins():
+    section = ADMIN[ADMIN.index("### Choose a strategy") :].replace("  |", "|")
+    for n, k, c, h, noise in rows(section, "hospitals"):
+        t = least_threshold(int(n))
+        assert int(k) in (int(n), t)
+        assert int(c) == colluders_withstood(t, int(n)) and int(h) == int(k) - int(c)
+        assert float(noise) == pytest.approx((int(n) / int(h)) ** 0.5, abs=0.005)
 
 
 def test_table_of_parameter_sets():

@@ -26,6 +26,7 @@ from cipherward.crypto.pki.site_keys import ensure_sealing_key
 from cipherward.crypto.pki.store import load_member
 from cipherward.crypto.records import StudyTrust
 from cipherward.crypto.signing import record_digest
+from cipherward.crypto.strategies import SHARED_NOISE, STRATEGIES
 from cipherward.crypto.suites import registry
 from cipherward.crypto.transcript import model_digest
 from cipherward.database import open_database
@@ -46,6 +47,7 @@ minimum_cohort = {cohort}
 minimum_threshold = 2
 require_dp = true
 allowed_suites = ["shared-key", "quorum"]
+allowed_strategies = ["fedavg", "fedprox", "fedadam", "fedyogi", "dp-fedsgd"]
 [allowed_tasks]
 {task} = "installed"
 [datasets.heart]
@@ -77,6 +79,10 @@ def shared_trainer(tmp_path_factory):
     trainer.start()
     yield socket_path
     trainer.close()
+
+
+def _first_set(suite):
+    return next(iter(registry.suite(suite).parameter_sets.values()))
 
 
 class Consortium:
@@ -131,9 +137,12 @@ class Consortium:
         task="heart-disease",
         parameters=PARAMETERS,
         steps=5,
+        strategy="fedavg",
+        sampling_rate=0.2,
         **changes,
     ):
-        params = next(iter(registry.suite(suite).parameter_sets.values()))
+        shared = strategy == SHARED_NOISE
+        params = registry.suite(suite).parameter_sets["q16"] if shared else _first_set(suite)
         if suite == "quorum":
             threshold = least_threshold(len(self.names))
             colluders = colluders_withstood(threshold, len(self.names))
@@ -169,22 +178,24 @@ class Consortium:
             initial_weights_digest=model_digest(np.zeros(parameters, np.float32)),
             parameter_count=parameters,
             rounds=rounds,
-            strategy=sp.Strategy(name="fedavg", server_learning_rate=1.0),
+            strategy=sp.Strategy(name=strategy, server_learning_rate=1.0, **STRATEGIES[strategy].defaults),
             suite=sp.SuiteEntry(
                 name=suite,
                 parameters=params.name,
                 library=library or params.library,
-                bound=64.0,
+                bound=1.0 if shared else 64.0,
                 key_maker=self.names[0] if suite == "shared-key" else "",
             ),
             dp=sp.DpPolicy(
                 clipping_norm=1.0,
                 noise_multiplier=2.0,
-                sampling_rate=0.2,
-                steps=steps,
+                sampling_rate=sampling_rate,
+                steps=1 if shared else steps,
                 learning_rate=0.5,
                 delta=1e-5,
-                metrics=sp.MetricsPolicy(loss_bound=4.0, noise_multiplier=20.0, scale=100.0),
+                metrics=sp.MetricsPolicy(
+                    loss_bound=4.0, noise_multiplier=20.0, scale=1000.0 if shared else 100.0
+                ),
             ),
             minimum_cohort=minimum,
             deadlines=sp.Deadlines(
