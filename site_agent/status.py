@@ -15,6 +15,8 @@ from sqlalchemy import Engine
 
 from cipherward.clock import Clock
 from cipherward.crypto.pki.store import load_member
+from cipherward.crypto.shared_noise import realised_noise_multiplier
+from cipherward.crypto.strategies import SHARED_NOISE
 from cipherward.crypto.transcript import model_digest
 from cipherward.durable import write_file
 from cipherward.errors import CipherwardError, UsageError
@@ -23,7 +25,7 @@ from cipherward.site_agent.journal.journal import Entry, Journal
 from cipherward.site_agent.offline import Offline
 from cipherward.site_agent.spending import data_set_status
 from cipherward.site_agent.state.models import ModelStore
-from cipherward.site_agent.state.studies import StudyStore
+from cipherward.site_agent.state.studies import StudyStore, Versions
 from cipherward.site_agent.strategy.base import weights_of
 
 
@@ -67,9 +69,21 @@ def study_status(engine: Engine, clock: Clock, name: str) -> dict[str, Any]:
         "model_digest": row.model_digest.hex(),
         "transcript_round": row.transcript_round,
         "transcript": row.transcript.hex(),
-        "rounds": [_round(entry) for entry in Journal(engine, name, clock).history()],
+        "rounds": [
+            {**_round(entry), **_noise(entry, versions)} for entry in Journal(engine, name, clock).history()
+        ],
         "evaluations": [{"round": number, **figures} for number, figures in store.evaluations(name).items()],
     }
+
+
+def _noise(entry: Entry, versions: Versions | None) -> dict[str, float | None]:
+    """The noise multiplier that the ledger counts, and that of this round's sum; None where each site adds all of its
+    own, or the round has no sum."""
+    manifest = versions.in_force(entry.round).manifest if versions else None
+    if manifest is None or manifest.strategy.name != SHARED_NOISE or not entry.cohort:
+        return {"noise_promised": None, "noise_realised": None}
+    realised = realised_noise_multiplier(manifest, len(entry.cohort))
+    return {"noise_promised": manifest.dp.noise_multiplier, "noise_realised": realised}
 
 
 def _round(entry: Entry) -> dict[str, Any]:

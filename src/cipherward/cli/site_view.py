@@ -22,6 +22,12 @@ def _short(value: float | None, digits: int = 4) -> str:
     return "" if value is None else f"{value:.{digits}g}"
 
 
+def _noise(entry: dict[str, Any]) -> str:
+    """Of the sum, and what epsilon counts; nothing for a round without a sum."""
+    there, promised = entry["noise_realised"], entry["noise_promised"]
+    return "" if there is None else f"{_short(there, 3)} ({_short(promised, 3)})"
+
+
 def _epsilon(item: dict[str, Any], key: str) -> str:
     """JSON has no infinity: there None stands for it."""
     return "" if key not in item else "inf" if item[key] is None else _short(item[key])
@@ -42,15 +48,26 @@ def print_status(found: dict[str, Any]) -> None:
         for finding in study["findings"]:
             console.print(f"  {finding['code']}: {finding['line']}", highlight=False, soft_wrap=True)
         own = {item["round"]: item for item in study["evaluations"]}
+        shared = any(entry["noise_promised"] for entry in study["rounds"])
         _table(
             console,
             "",
-            ["round", "step", "sites", "loss, all (noisy)", "accuracy, all (noisy)", "AUC here", "skipped"],
+            [
+                "round",
+                "step",
+                "sites",
+                *(["noise (promised)"] if shared else []),
+                "loss, all (noisy)",
+                "accuracy, all (noisy)",
+                "AUC here",
+                "skipped",
+            ],
             [
                 [
                     entry["round"],
                     entry["step"],
                     len(entry["contributors"]) or "",
+                    *([_noise(entry)] if shared else []),
                     _short(entry["loss"]),
                     _short(entry["accuracy"]),
                     _short(own.get(entry["round"], {}).get("auc")),

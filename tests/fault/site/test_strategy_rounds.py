@@ -48,6 +48,8 @@ def test_rounds_of_dp_fedsgd_are_steps_on_the_sum_of_all_noised_gradients(make_c
     for line in lines(world, "alpha", "round finished"):
         # k = 3, c = 1: two shares are promised, four were there.
         assert line["promised_noise"] == 2.0 and line["realised_noise"] == round(2.0 * 2**0.5, 4)
+    for entry in world.status("beta", "heart-1")["rounds"]:
+        assert entry["noise_promised"] == 2.0 and entry["noise_realised"] == pytest.approx(2.0 * 2**0.5)
 
 
 @pytest.mark.slow
