@@ -104,8 +104,9 @@ def study_file(study: DemoStudy, suite: str, sources: Collection[str], noise_mul
 
 def _parameters(study: DemoStudy, suite: str, count: int) -> str:
     """The suite's first set, and for shared noise q16 as long as it has room for the sites."""
-    if study.strategy != SHARED_NOISE:
-        return next(iter(find_suite(suite).parameter_sets))
+    chosen = find_suite(suite)
+    if study.strategy != SHARED_NOISE or chosen.key_lifetime is KeyLifetime.STUDY:
+        return next(iter(chosen.parameter_sets))
     try:
         return quorum_parameters(Q16.name, 1.0, count).name
     except UsageError:
