@@ -3,6 +3,7 @@ layers it knows: linear, convolutional, GroupNorm and LayerNorm ones, each used 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +16,8 @@ from cipherward.site_agent.training.layers import Part, Slots
 
 _CHECKED = 3
 _TOLERANCE = 1e-3
+_NOTHING = 1e-5
+"""Of the whole gradient: what rounding leaves of one that is zero."""
 
 
 class _Watch:
@@ -68,12 +71,13 @@ class Ghost:
         The second is found out by comparing it with autograd's gradients on random inputs of the shape of
         ``features``, whose values are not looked at.
         """
-        if not features.is_floating_point() or not all(map(layers.supported, model.modules())):
-            return None
         for module in model.modules():
             if getattr(module, "inplace", False):
-                setattr(module, "inplace", False)  # noqa: B010 - any module's; it would overwrite the output of the layer before it
-        made_up = torch.randn(_CHECKED, *features.shape[1:], device=next(model.parameters()).device)
+                # It would overwrite the output of the layer before it, for Opacus's hooks too.
+                setattr(module, "inplace", False)  # noqa: B010 - of whatever class
+        if not features.is_floating_point() or not all(map(layers.supported, model.modules())):
+            return None
+        made_up = torch.rand(_CHECKED, *features.shape[1:], device=next(model.parameters()).device)
         watch = _Watch(model)
         with watch as seen:
             outputs = model(made_up)
@@ -86,13 +90,15 @@ class Ghost:
         slots = Slots(2, 2, torch.tensor([0, 1, 1], device=device), torch.tensor([0, 0, 1], device=device))
         found = _parts(seen, gradients[: len(seen.outputs)], slots)
         factors = torch.ones(2, device=device)
-        for parameter, right in zip(parameters, gradients[len(seen.outputs) :], strict=True):
+        right = gradients[len(seen.outputs) :]
+        whole = math.sqrt(sum(float(each.norm()) ** 2 for each in right if each is not None))
+        for parameter, each in zip(parameters, right, strict=True):
             part = found.get(parameter)
-            if (part is None) != (right is None):
+            if (part is None) != (each is None):
                 return None
-            if part is not None and right is not None:
-                error = (part.weighted(factors) - right.flatten()).norm()
-                if not error <= _TOLERANCE * right.norm() + 1e-7:
+            if part is not None and each is not None:
+                error = float((part.weighted(factors) - each.flatten()).norm())
+                if not error <= _TOLERANCE * float(each.norm()) + _NOTHING * whole:
                     return None
         through = list(zip(seen.modules, seen.inputs, seen.outputs, strict=True))
         # What the graph holds (a layer's output, what came back to it, and what other layers made of it), and

@@ -17,6 +17,7 @@ from cipherward.site_agent.tasks.base import Records, Task
 from cipherward.site_agent.training import weights
 from cipherward.site_agent.training.forward import losses
 from cipherward.site_agent.training.ghost import Ghost
+from cipherward.site_agent.training.head import Head
 from cipherward.site_agent.training.hooks import Hooks
 from cipherward.site_agent.training.layers import Slots
 
@@ -52,6 +53,12 @@ class PatientGradients:
         self._order = np.argsort(owner, kind="stable")
         self._offset = np.searchsorted(owner[self._order], np.arange(len(names) + 1))
         self.patients = len(names)
+        self._one_each = self.patients == len(owner)
+        self._head = (
+            Head(task, model, records.features)
+            if self._one_each and isinstance(model, torch.nn.Linear) and Head.fits(model, records.features)
+            else None
+        )
 
     def clipped_sum(self, chosen: NDArray[np.int64], clip_norm: float | None) -> tuple[torch.Tensor, int]:
         """The sum over the chosen patients' gradients, each scaled to an L2 norm of at most ``clip_norm``.
@@ -98,10 +105,10 @@ class PatientGradients:
             yield from ((group, None) for group in _pieces(chosen, by_hooks))
             return
         room = max(1, _ACTIVATION_VALUES[self._device.type] // max(1, self._ghost.values))
-        counts = self._offset[chosen + 1] - self._offset[chosen]
-        if counts.max(initial=1) == 1:
+        if self._one_each:
             yield from ((group, 1) for group in _pieces(chosen, room))
             return
+        counts = self._offset[chosen + 1] - self._offset[chosen]
         # Patients of about as many records together, as all get the places of the largest.
         power = np.ceil(np.log2(counts)).astype(np.int64)
         for number in np.unique(power):
@@ -121,6 +128,8 @@ class PatientGradients:
 
     def _rows(self, group: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The group's records, patient by patient, and how many each has."""
+        if self._one_each:
+            return self._order[group], np.ones_like(group)
         starts, counts = self._offset[group], self._offset[group + 1] - self._offset[group]
         first = np.cumsum(counts) - counts
         return self._order[np.arange(counts.sum()) + np.repeat(starts - first, counts)], counts
@@ -147,7 +156,10 @@ class PatientGradients:
             owner = np.repeat(np.arange(len(group)), counts)
             place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
             slots = Slots(len(group), places, self._to_device(owner), self._to_device(place))
-        total, norms = ghost.clipped_sum(*self._batch(rows), slots, clip_norm)
+        if self._head is None:
+            total, norms = ghost.clipped_sum(*self._batch(rows), slots, clip_norm)
+        else:
+            total, norms = self._head.clipped_sum(torch.from_numpy(rows), *self._batch(rows), clip_norm)
         finite = norms.isfinite()
         if finite.all():
             return total, 0

@@ -39,7 +39,7 @@ class Hooks:
             gradient = getattr(parameter, "grad_sample", None)
             if gradient is None:  # these records do not reach it
                 gradient = torch.zeros(len(features), parameter.numel(), device=features.device)
-            samples.append(gradient.reshape(len(features), -1))
+            samples.append(gradient.reshape(len(features), -1).float())
         model.zero_grad(set_to_none=True)
         model.disable_hooks()
         return torch.cat(samples, dim=1)

@@ -133,8 +133,7 @@ def _ghost(count: int, inputs: int, outputs: int) -> bool:
 
 
 def _one_position(a: torch.Tensor, b: torch.Tensor) -> Part:
-    squares = _squares(a) * _squares(b)
-    return Part(squares, lambda factors: ((b * factors[:, None]).T @ a).flatten())
+    return Part(squares(a) * squares(b), lambda factors: ((b * factors[:, None]).T @ a).flatten())
 
 
 def _ghosts(a: torch.Tensor, b: torch.Tensor, slots: Slots) -> Part:
@@ -142,18 +141,18 @@ def _ghosts(a: torch.Tensor, b: torch.Tensor, slots: Slots) -> Part:
         slots.stack(x).transpose(1, 2).flatten(2, 3) for x in (a, b)
     )  # (patients, groups, positions, ...)
     of_a, of_b = a @ a.mT, b @ b.mT
-    squares = (of_a * of_b).sum((1, 2, 3), dtype=torch.float64)
+    found = (of_a * of_b).sum((1, 2, 3), dtype=torch.float64)
     # Where the positions' gradients cancel, rounding could make the norm too small, and the patient's part
     # of the sum too large: what rounding can take away is added.
     lengths = (of_a.diagonal(dim1=2, dim2=3) * of_b.diagonal(dim1=2, dim2=3)).clamp_(min=0).sqrt_()
-    squares = squares.clamp_(min=0) + _UNDERESTIMATE * lengths.sum((1, 2), dtype=torch.float64).square_()
+    found = found.clamp_(min=0) + _UNDERESTIMATE * lengths.sum((1, 2), dtype=torch.float64).square_()
 
     def weighted(factors: torch.Tensor) -> torch.Tensor:
         # (groups, outputs, patients x positions) @ (groups, patients x positions, inputs)
         left = (b * factors[:, None, None, None]).transpose(0, 1).flatten(1, 2)
         return (left.mT @ a.transpose(0, 1).flatten(1, 2)).flatten()
 
-    return Part(squares, weighted)
+    return Part(found, weighted)
 
 
 def _gradients(a: torch.Tensor, b: torch.Tensor, slots: Slots) -> Part:
@@ -162,13 +161,14 @@ def _gradients(a: torch.Tensor, b: torch.Tensor, slots: Slots) -> Part:
 
 def _explicit(gradients: torch.Tensor) -> Part:
     """From the gradients themselves, (patients, values)."""
-    return Part(_squares(gradients), lambda factors: factors @ gradients)
+    return Part(squares(gradients), lambda factors: factors @ gradients)
 
 
-def _squares(values: torch.Tensor) -> torch.Tensor:
+def squares(values: torch.Tensor) -> torch.Tensor:
+    """Of the rows' L2 norms, (n, values) to (n,), float64."""
     # Summed in float32, pairwise: a float64 norm takes four times as long. Overflow counts as not finite.
-    squares: torch.Tensor = torch.linalg.vecdot(values, values)
-    return squares.double()
+    found: torch.Tensor = torch.linalg.vecdot(values, values)
+    return found.double()
 
 
 def _convolution(module: nn.Conv1d | nn.Conv2d, a: torch.Tensor, b: torch.Tensor, slots: Slots) -> _Found:
