@@ -80,7 +80,7 @@ def noise(site: Offline, study: StudyFacts, data_set: str) -> dict[str, Any]:
         "threshold": study.threshold,
         "colluders": study.colluders,
         "honest": study.honest,
-        "lines": [_noise_line(study)],
+        "line": _noise_line(study),
         "guarantees": [
             {"against": one.against, "noise": one.noise, "epsilon": json_number(one.epsilon)}
             for one in guarantees(study, delta, LocalAccountant())

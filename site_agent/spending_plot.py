@@ -81,7 +81,7 @@ def _panel(account: dict[str, Any]) -> Iterator[str]:
     yield from _axes(first, last, top, x, y)
     if ceiling is not None:
         yield _line(_LEFT, y(ceiling), _WIDTH - _RIGHT, y(ceiling), _LIMIT, dashed=True)
-        yield _text(_WIDTH - _RIGHT, y(ceiling) - 5, f"ceiling {ceiling:g}", anchor="end", colour=_LIMIT)
+        yield _text(_LEFT + 2, y(ceiling) - 5, f"ceiling {ceiling:g}", colour=_LIMIT)
     studies = list(dict.fromkeys(item["study"] for item in rounds))
     colour = {study: _COLOURS[index % len(_COLOURS)] for index, study in enumerate(studies)}
     yield from _legend(colour)
@@ -105,7 +105,7 @@ def _panel(account: dict[str, Any]) -> Iterator[str]:
         yield _line(x(unbounded), y(0), x(unbounded), y(top), _LIMIT)
         yield _text(x(unbounded) + 5, _TOP + 14, "no noise: no bound from here on", colour=_LIMIT)
     elif account["epsilon"] is not None:
-        yield _text(_WIDTH - _RIGHT, y(height) + 16, f"{height:.4g} spent", anchor="end")
+        yield _text(_WIDTH - _RIGHT - 18, y(height) + 16, f"{height:.4g} spent", anchor="end")
 
 
 def _axes(

@@ -174,6 +174,8 @@ def _on_budget(study: StudyFacts, dataset: str, bounds: Limits, ledger: Ledger) 
             yield Finding("dp-off-under-ceiling", line)
         return
     done = ledger.count(Kind.RESERVE, dataset, study.study)
+    if 0 < study.rounds <= done:
+        return  # every round is paid: a restart in the last one must not ask for another
     # A study that cannot be finished is not begun: what it spends before it stops would be for nothing.
     rounds = study.rounds if done == 0 else 1
     cost = repeated(study.per_round or NO_PRIVACY, max(rounds, 1))

@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,11 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from cipherward.cli import site_view
 from cipherward.clock import ManualClock
 from cipherward.crypto.manifest_rules import effective_threshold
 from cipherward.database import make_engine
 from cipherward.errors import BudgetError, EnvironmentProblem, PolicyError, UsageError
 from cipherward.ids import Digest
+from cipherward.site_agent import policy_check
 from cipherward.site_agent.ledger.accountant import LocalAccountant
 from cipherward.site_agent.ledger.accounting import Gaussian, SampledGaussian, epsilon
 from cipherward.site_agent.ledger.ledger import Ledger
@@ -196,9 +199,12 @@ def test_a_study_that_cannot_be_finished_is_not_begun(ledger: Ledger) -> None:
         # Once begun, it goes on as long as the next round fits.
         assert codes(ledger, replace(FACTS, rounds=6), tight) == ({"budget-study"} if number == 1 else set())
         spend(ledger, number)
-    assert codes(ledger, rules=tight) == {"budget-round"}
+    assert codes(ledger, replace(FACTS, rounds=6), tight) == {"budget-round"}
     with pytest.raises(BudgetError, match="ceiling"):
-        require(tight, FACTS, "ward", ledger, installed_task=CODE)
+        require(tight, replace(FACTS, rounds=6), "ward", ledger, installed_task=CODE)
+    # All five rounds are paid, to the last bit of the ceiling: a restart in the fifth finds it so.
+    assert codes(ledger, rules=tight) == set()
+    assert codes(ledger, replace(FACTS, study="another"), tight) == {"budget-study"}
 
 
 def test_the_stricter_of_two_overlapping_data_sets_holds(ledger: Ledger) -> None:
@@ -264,6 +270,30 @@ def test_shared_noise_rests_on_sites_that_do_not_collude() -> None:
     assert alone.noise == 0.5
     assert alone.epsilon == epsilon([SampledGaussian(1.0, 0.1, 30), Gaussian(10.0, 30)], DELTA)
     assert "up to 2 sites" in promised.against and "more than 2 sites" in alone.against
+
+
+def test_the_check_says_whose_noise_a_study_rests_on(
+    ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cost = (SampledGaussian(4.0, 0.1, 1), Gaussian(20.0))
+    facts = replace(
+        FACTS, strategy="dp-fedsgd", minimum_cohort=6, colluders=2, honest=4, rounds=30, per_round=cost
+    )
+    site: Any = SimpleNamespace(policy=policy(), ledger=ledger)
+    noise, budget = policy_check.noise(site, facts, "ward"), policy_check.budget(site, facts, "ward")
+    assert (noise["kind"], noise["honest"], len(noise["guarantees"])) == ("shared", 4, 3)
+    assert budget is not None and budget["after"] == epsilon(cost * 30, DELTA)
+    found = {"trust": "", "study": "heart", "data_set": "ward", "allowed": True, "findings": []}
+    site_view.print_policy_check({**found, "noise": noise, "budget": budget})
+    printed = capsys.readouterr().out
+    assert (
+        "This site adds 1/4 of its variance; at least 6 sites are in a sum, of which 2 may collude" in printed
+    )
+    for one in noise["guarantees"]:
+        assert f"{one['epsilon']:.4g}" in printed
+    off = replace(FACTS, dp=False, per_round=())
+    assert policy_check.noise(site, off, "ward")["kind"] == "none"
+    assert policy_check.budget(site, off, "ward") is None
 
 
 # The quorum suite's numbers

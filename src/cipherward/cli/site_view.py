@@ -175,13 +175,18 @@ def print_policy_check(found: dict[str, Any]) -> None:
     say(found["trust"])
     budget = found["budget"]
     if budget is not None:
+        to_pay, left = budget["rounds_to_pay"], budget["rounds_left"]
         say(
             f"Budget of data set {found['data_set']}: epsilon {_epsilon(budget, 'spent')} of "
-            f"{_epsilon(budget, 'ceiling')} spent at delta {budget['delta']:g}; the study's {budget['rounds_to_pay']} "
-            f"rounds would make it {_epsilon(budget, 'after')}; {budget['rounds_left']} such rounds could be paid for."
+            f"{_epsilon(budget, 'ceiling')} spent at delta {budget['delta']:g}; "
+            + (
+                f"the study's {to_pay} unpaid rounds would make it {_epsilon(budget, 'after')}, and {left} such "
+                "rounds could be paid for."
+                if to_pay
+                else "all of the study's rounds are paid."
+            )
         )
-    for line in found["noise"]["lines"]:
-        say(line)
+    say(found["noise"]["line"])
     _table(
         console,
         "what the whole study costs a patient, at most, by itself",
