@@ -130,7 +130,7 @@ def test_the_sum_does_not_depend_on_how_much_fits_in_memory(
     whole = sum_over_everyone(records, 0.3, start)
     monkeypatch.setattr(gradients, "_GRADIENT_VALUES", values)
     monkeypatch.setattr(gradients, "_ACTIVATION_VALUES", {"cpu": values})
-    assert torch.allclose(sum_over_everyone(records, 0.3, start), whole, atol=1e-6)
+    assert torch.allclose(sum_over_everyone(records, 0.3, start), whole, atol=1e-4)
 
 
 def test_the_clipped_sum_is_what_autograd_gives_patient_by_patient() -> None:
