@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cipherward.crypto.strategies import SHARED_NOISE
 from cipherward.crypto.suites.base import KeyLifetime
 from cipherward.crypto.suites.registry import suite
 from cipherward.proto.v1.study_pb2 import Manifest
@@ -18,4 +19,7 @@ def trust_statement(manifest: Manifest) -> str:
     said = f"{needed} of {sites} sites open a sum. {who} cannot open a single update, any {needed} sites can."
     if not manifest.collective_verification:
         said += " The coordinator can alter a sum: the sites do not add it up themselves."
+    if manifest.strategy.name == SHARED_NOISE:
+        several = f"{withstood} site{'s' * (withstood != 1)}"
+        said += f" The sites share the noise: epsilon holds against the coordinator with up to {several}, no more."
     return f"Suite {name}: {said}"

@@ -9,9 +9,13 @@ from cipherward.crypto.quorum.params import parameters
 from cipherward.crypto.shared_noise import LEAST_UNITS, NOISE_ROOM, metrics_noise_share
 from cipherward.crypto.strategies import STRATEGIES, state_values
 from cipherward.crypto.study_file import StudyFile
+from cipherward.crypto.trust_statement import trust_statement
 from cipherward.errors import CipherwardError, UsageError, VerificationError
+from cipherward.site_agent.daemon.constants import round_cost
+from cipherward.site_agent.ledger.accounting import epsilon, repeated
 
-SHARED = (Path(__file__).parents[3] / "examples" / "heart" / "dp-fedsgd.toml").read_text()
+EXAMPLES = Path(__file__).parents[3] / "examples" / "heart"
+SHARED = (EXAMPLES / "dp-fedsgd.toml").read_text()
 
 
 def named(kit, strategy, *changes):
@@ -28,6 +32,16 @@ def test_the_example_of_shared_noise_becomes_a_manifest_that_a_site_believes(kit
     assert (seen.suite.parameters, seen.suite.bound) == ("q16", 1.0)
     assert (seen.minimum_cohort, seen.threshold, seen.colluders) == (4, 3, 1)
     assert metrics_noise_share(seen) == pytest.approx(20)
+    assert trust_statement(seen).endswith(
+        "The sites share the noise: epsilon holds against the coordinator with up to 1 site, no more."
+    )
+
+
+@pytest.mark.parametrize("example", ["study.toml", "dp-fedsgd.toml"])
+def test_the_examples_cost_what_they_say(kit, example):
+    manifest = kit.build((EXAMPLES / example).read_text())
+    events = repeated(round_cost(manifest), manifest.rounds)
+    assert 2.95 < epsilon(events, manifest.dp.delta) <= 3.0
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
