@@ -1,7 +1,7 @@
 """Attacks on the quorum suite, each shown to succeed without the defence that stops it.
 
-``kit/`` holds what they share, and other tests may use: ``kit_parties`` (members without agents: real keys, records
-and ciphertexts) and ``kit_hospitals`` (real site agents against a played coordinator).
+``kit/`` holds what they share, and other tests may use: ``kit_hospitals`` (real site agents against a played
+coordinator). Members without agents (real keys, records and ciphertexts) are ``evaluation.threats.kit.parties``.
 """
 
 import shutil

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from flint import nmod_poly
-from kit_parties import SITE, SUITE
 
 from cipherward.crypto.quorum import chunks
 from cipherward.crypto.quorum.decoding import centred, lagrange, product
@@ -23,6 +22,7 @@ from cipherward.crypto.quorum.params import DEGREE
 from cipherward.crypto.quorum.ring import fold, unfold
 from cipherward.crypto.quorum.sampling import PublicPolynomials
 from cipherward.crypto.quorum.shamir import parse_share
+from cipherward.evaluation.threats.kit.parties import SITE, SUITE
 
 CONTEXT = b"a plan"
 SITES, THRESHOLD = 4, 3

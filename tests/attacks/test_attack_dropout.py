@@ -14,7 +14,6 @@ from itertools import chain, combinations
 
 import numpy as np
 import pytest
-from kit_parties import Parties, Round, tree, vectors
 
 from cipherward.coordinator.rounds import events
 from cipherward.coordinator.rounds.effects import (
@@ -32,6 +31,7 @@ from cipherward.crypto.labels import Label
 from cipherward.crypto.records import agreement_needed, verify_commit
 from cipherward.crypto.signing import record_digest
 from cipherward.errors import LateError, VerificationError
+from cipherward.evaluation.threats.kit.parties import Parties, Round, tree, vectors
 
 LENGTH = 5
 JOIN, UPLOAD, ACKNOWLEDGE, UNSEAL, VERIFY = 60.0, 30.0, 10.0, 10.0, 20.0

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from kit_colluders import Colluders
 from kit_hospitals import PARAMETERS, updates
-from kit_parties import SITE, Parties, Round, vectors
 
 from cipherward.crypto.labels import Label
 from cipherward.errors import ConflictError, UsageError, VerificationError
+from cipherward.evaluation.threats.kit.parties import SITE, Parties, Round, vectors
 from cipherward.proto.v1 import coordinator_pb2 as cp
 from cipherward.proto.v1 import round_pb2 as rp
 from cipherward.site_agent.daemon.participation import Participation

@@ -6,13 +6,13 @@ that a join is signed over its round key, and that each site looks at all of the
 import numpy as np
 import pytest
 from kit_hospitals import LENGTH, updates
-from kit_parties import SITE
 
 from cipherward.crypto import records
 from cipherward.crypto.labels import Label
 from cipherward.crypto.sealing import SealingKey
 from cipherward.crypto.signing import record_digest, verify
 from cipherward.errors import VerificationError
+from cipherward.evaluation.threats.kit.parties import SITE
 from cipherward.proto.v1 import coordinator_pb2 as cp
 from cipherward.proto.v1 import round_pb2 as rp
 from cipherward.proto.v1.common_pb2 import Signed

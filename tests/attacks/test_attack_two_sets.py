@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from kit_colluders import Colluders
 from kit_hospitals import updates
-from kit_parties import Parties, Round, vectors
 
 from cipherward.crypto import manifest_rules
 from cipherward.crypto.labels import Label
 from cipherward.crypto.manifest_rules import colluders_withstood, least_threshold
 from cipherward.crypto.signing import record_digest
 from cipherward.errors import ConflictError, UnavailableError, VerificationError
+from cipherward.evaluation.threats.kit.parties import Parties, Round, vectors
 from cipherward.proto.v1 import coordinator_pb2 as cp
 from cipherward.proto.v1 import round_pb2 as rp
 

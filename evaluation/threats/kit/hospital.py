@@ -3,7 +3,7 @@ step by step against a coordinator that the row plays."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,9 +103,9 @@ class Hospitals:
             self.consortium.add_site(site, TASK, "quorum")
         self.hub = self.consortium.member(Role.COORDINATOR, COORDINATOR)
 
-    def manifest(self, weights: NDArray[np.float32], **dp: float) -> tuple[Signed, StudyTrust]:
+    def manifest(self, weights: NDArray[np.float32], rounds: int = 5) -> tuple[Signed, StudyTrust]:
         """A study that begins with these weights, signed by the consortium."""
-        signed, manifest = self.consortium.sign(_study_file(dp), weights, task_digest(TASK))
+        signed, manifest = self.consortium.sign(_study_file(rounds), weights, task_digest(TASK))
         return signed, StudyTrust(manifest, manifest_digest(signed))
 
     @contextmanager
@@ -160,19 +160,19 @@ def participation(site: Site, played: PlayedCoordinator) -> tuple[Study, Partici
     return study, Participation(study, QuorumProtection(study))
 
 
-def _study_file(dp: dict[str, float], names: Sequence[str] = NAMES) -> StudyFile:
+def _study_file(rounds: int) -> StudyFile:
     return StudyFile.model_validate(
         {
-            "study": {"name": STUDY, "rounds": 5, "coordinator": COORDINATOR},
+            "study": {"name": STUDY, "rounds": rounds, "coordinator": COORDINATOR},
             "task": {"name": TASK},
             "training": {"sampling_rate": 0.1, "steps": 5, "learning_rate": 0.5, "batch_divisor": 20.0},
             "metrics": {"loss_bound": 4.0, "scale": 200.0},
             "dp": {
                 "clipping_norm": 1.0,
-                "noise_multiplier": dp.get("noise_multiplier", 4.0),
+                "noise_multiplier": 4.0,
                 "delta": DELTA,
                 "metrics": {"noise_multiplier": 20.0},
             },
-            "cohort": {"sites": names},
+            "cohort": {"sites": NAMES},
         }
     )

@@ -128,6 +128,7 @@ class MadeUpSite(Caller):
         self.one_time = trust.key_lifetime is KeyLifetime.ATTEMPT
         self.round_keys: dict[int, SealingKey] = {}
         self.shares: dict[int, dict[str, bytes]] = {}
+        self.plans: dict[int, Plan] = {}
 
     @property
     def study(self) -> str:
@@ -213,7 +214,9 @@ class MadeUpSite(Caller):
         """The plan, once it is made."""
         self.until(number, pb.PHASE_UPLOAD)
         opened = record_digest(Label.ROUND_RECORD, self.record(number, pb.RECORD_KIND_ROUND))
-        return verify_plan(self.record(number, pb.RECORD_KIND_PLAN), self.trust, opened, number)
+        found = verify_plan(self.record(number, pb.RECORD_KIND_PLAN), self.trust, opened, number)
+        self.plans[number] = found
+        return found
 
     def context(self, plan: Plan) -> bytes:
         """What the public polynomials follow from."""
@@ -277,7 +280,7 @@ class MadeUpSite(Caller):
 
     def contribute(self, number: int, vector: NDArray[np.floating[Any]]) -> Contribution:
         """Encrypt, upload and commit under the round's plan."""
-        made = self.encrypt(number, self.plan(number), vector)
+        made = self.encrypt(number, self.plans.get(number) or self.plan(number), vector)
         self.upload(made)
         self.commit(made)
         return made

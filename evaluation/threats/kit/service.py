@@ -61,9 +61,9 @@ class Consortium(DemoConsortium):
         }
         return load_member(folder[role], role, time.time())
 
-    def sign_manifest(self, study: StudyFile, parameters: int = PARAMETERS) -> tuple[Signed, StudyTrust]:
-        """A signed manifest over all approved sites, for a model that begins with zeros."""
-        signed, manifest = self.sign(study, np.zeros(parameters, dtype=np.float32), bytes(32))
+    def sign_manifest(self, study: StudyFile, weights: NDArray[np.float32]) -> tuple[Signed, StudyTrust]:
+        """A signed manifest over all approved sites."""
+        signed, manifest = self.sign(study, weights, bytes(32))
         return signed, StudyTrust(manifest, manifest_digest(signed))
 
 
@@ -75,6 +75,7 @@ def study_file(
     rounds: int = 2,
     minimum: int = 0,
     deadline: int = 600,
+    upload: int = 0,
     **cohort: Any,
 ) -> StudyFile:
     """A study without differential privacy, for made-up updates."""
@@ -95,7 +96,7 @@ def study_file(
             },
             "cohort": {"minimum": minimum or (2 if shared else 0), **cohort},
             "deadlines": {
-                "join_window": deadline, "upload": deadline, "acknowledge": deadline, "unseal": deadline,
+                "join_window": deadline, "upload": upload or deadline, "acknowledge": deadline, "unseal": deadline,
                 "verify": deadline,
             },
         }
@@ -147,8 +148,8 @@ class Service:
 
     def study(self, file: StudyFile, weights: NDArray[np.float32] | None = None) -> StudyTrust:
         """Sign and start a study."""
-        signed, trust = self.consortium.sign_manifest(file)
         found = np.zeros(PARAMETERS, dtype="<f4") if weights is None else weights
+        signed, trust = self.consortium.sign_manifest(file, found)
         path = self.folder / "weights.f32"
         path.write_bytes(found.astype("<f4").tobytes())
         with dial(self.consortium.operator, self.address) as client:

@@ -15,7 +15,7 @@ from cipherward.evaluation.threats.bypass import replaced
 from cipherward.evaluation.threats.kit.made_up import MadeUpSite, begin, vectors
 from cipherward.evaluation.threats.kit.service import Service, study_file
 from cipherward.evaluation.threats.plots import OFF, ON, plot
-from cipherward.evaluation.threats.row import Case, Context, Figure, Result, Row
+from cipherward.evaluation.threats.row import Case, Context, Figure, Interval, Result, Row
 from cipherward.site_agent.training.metrics import METRICS
 
 NAMES = ("alpha", "beta", "gamma", "delta")
@@ -121,7 +121,11 @@ def _draw(control: dict[str, Figure]) -> Any:
     def draw(axes: Any) -> None:
         names = [name.removeprefix("deviation from the sum, ") for name in control]
         colours = [ON if name.startswith("quorum") else OFF for name in names]
-        axes.barh(names, [float(value) for value in control.values()], color=colours)
+        axes.barh(
+            names,
+            [float(value) for value in control.values() if not isinstance(value, Interval)],
+            color=colours,
+        )
         axes.set_xscale("log")
         axes.set_xlabel("largest deviation")
 

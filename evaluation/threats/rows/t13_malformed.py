@@ -29,7 +29,7 @@ class _Sent:
     """What is uploaded, the digests that are sent with it, and what is signed for; all of alpha's own making."""
 
     chunks: list[bytes]
-    claimed: list[bytes]
+    claimed: Sequence[bytes]
     signed: list[bytes]
     sealed: list[bytes]
 
@@ -62,9 +62,7 @@ def _flipped(made: Contribution, place: int, *, on_the_way: bool) -> _Sent:
     """One bit of the first chunk: on the way to the coordinator, or by somebody who mends the digest as well."""
     sent = _honest(made)
     sent.chunks[0] = _flip(sent.chunks[0], place)
-    if not on_the_way:
-        sent.claimed[0] = merkle.leaf_hash(sent.chunks[0])
-    return sent
+    return sent if on_the_way else replace(sent, claimed=[merkle.leaf_hash(one) for one in sent.chunks])
 
 
 def _put(place: int, content: bytes) -> Callable[[bytearray], bytearray]:

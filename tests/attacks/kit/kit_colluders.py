@@ -1,11 +1,11 @@
 """The adversary of the attacks on real agents."""
 
 from kit_hospitals import LENGTH
-from kit_parties import SITE
 
 from cipherward.crypto.labels import Label
 from cipherward.crypto.quorum.sealed import Answering
 from cipherward.crypto.signing import record_digest
+from cipherward.evaluation.threats.kit.parties import SITE
 from cipherward.proto.v1 import round_pb2 as rp
 from cipherward.site_agent.daemon.quorum.protection import plan_context
 

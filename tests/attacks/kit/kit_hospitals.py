@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from kit_parties import SUITE, prove, tree
 
 from cipherward.clock import SystemClock
 from cipherward.crypto.labels import Label
@@ -19,6 +18,7 @@ from cipherward.crypto.manifest_rules import colluders_withstood, least_threshol
 from cipherward.crypto.pki.site_keys import load_sealing_key
 from cipherward.crypto.signing import record_digest
 from cipherward.crypto.suites.payload import Layout, build
+from cipherward.evaluation.threats.kit.parties import SUITE, prove, tree
 from cipherward.ids import Role
 from cipherward.proto.v1 import coordinator_pb2 as cp
 from cipherward.proto.v1 import round_pb2 as rp

@@ -1,12 +1,17 @@
 """Members, coordinator and manifest in one process: real keys, records, shares and ciphertexts, and no agents.
 
-Everybody here is honest. What a test's adversary does, it does with the parts.
+Everybody here is honest. What an adversary does, it does with the parts.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cipherward.crypto import merkle
 from cipherward.crypto.labels import Label, digest, framed
@@ -27,37 +32,52 @@ from cipherward.crypto.records import (
 )
 from cipherward.crypto.sealing import SealingKey
 from cipherward.crypto.signing import SigningKey, record_digest
+from cipherward.crypto.suites.base import Combined, SecretKey
 from cipherward.crypto.suites.registry import suite
 from cipherward.crypto.suites.site_side import one_time_key_side
+from cipherward.ids import Digest
 from cipherward.proto.v1 import coordinator_pb2 as cp
 from cipherward.proto.v1 import round_pb2 as rp
 from cipherward.proto.v1 import study_pb2 as sp
+from cipherward.proto.v1.common_pb2 import Signed
 
 SUITE, SITE = suite("quorum"), one_time_key_side("quorum")
 HUB = "hub"
+Who = tuple[str, ...]
 
 
-def leaves(pieces):
+def leaves(pieces: Iterable[bytes]) -> list[Digest]:
+    """Merkle leaves."""
     return [merkle.leaf_hash(piece) for piece in pieces]
 
 
-def tree(pieces):
+def tree(pieces: Iterable[bytes]) -> Digest:
+    """The Merkle root."""
     return merkle.root(leaves(pieces))
 
 
-def prove(pieces, index):
+def prove(pieces: Sequence[bytes], index: int) -> list[Digest]:
+    """That a piece is under the root."""
     return merkle.prove(leaves(pieces), index)
 
 
 @cache
-def _signing_key(name):
+def _signing_key(name: str) -> SigningKey:
     return SigningKey.generate()
 
 
 class Parties:
     """n sites of one study. The threshold and the rest of rule 4 follow from n where nothing else is said."""
 
-    def __init__(self, count, *, length, threshold=None, parameters="q32", bound=64.0):
+    def __init__(
+        self,
+        count: int,
+        *,
+        length: int,
+        threshold: int | None = None,
+        parameters: str = "q32",
+        bound: float = 64.0,
+    ) -> None:
         self.names = tuple(f"site-{index + 1}" for index in range(count))
         t = least_threshold(count) if threshold is None else threshold
         c = max(0, colluders_withstood(t, count))
@@ -80,10 +100,11 @@ class Parties:
         )
         self.trust = StudyTrust(manifest, digest(Label.MANIFEST, manifest.SerializeToString()))
 
-    def sign(self, name, label, message):
+    def sign(self, name: str, label: Label, message: Any) -> Signed:
+        """A record of that member's."""
         return _signing_key(name).sign(label, message, f"heart/site/{name}")
 
-    def add(self, uploads):
+    def add(self, uploads: Sequence[Sequence[bytes]]) -> list[bytes]:
         """The sum of updates, each a list of chunks."""
         with SUITE.chunk_adder(self.params) as adder:
             return [
@@ -98,15 +119,17 @@ class Upload:
 
     chunks: list[bytes]
     sealed: list[bytes]
-    commit: object
+    commit: Signed
     shares: list[bytes]  # as dealt; the dealer's own secret
-    key: object
+    key: Any
 
 
 class Round:
     """One round up to its plan, and then what each member does, computed once."""
 
-    def __init__(self, parties, members, number=1, transcript=bytes(32)):
+    def __init__(
+        self, parties: Parties, members: Sequence[str], number: int = 1, transcript: bytes = bytes(32)
+    ) -> None:
         self.parties, self.number, self.transcript = parties, number, transcript
         trust = parties.trust
         opening = rp.RoundRecord(
@@ -138,22 +161,30 @@ class Round:
             manifest_digest=trust.digest, round_record_digest=opened, round=number, joins=joins
         )
         self.plan = verify_plan(parties.sign(HUB, Label.PLAN_RECORD, record), trust, opened, number)
-        self.uploads = {}
-        self._shares, self._answers, self._closes, self._sums = {}, {}, {}, {}
+        self.uploads: dict[str, Upload] = {}
+        self.trained: dict[str, NDArray[np.float32]] = {}
+        self._shares: dict[tuple[str, str], bytes] = {}
+        self._answers: dict[tuple[str, Who], tuple[Signed, list[bytes]]] = {}
+        self._closes: dict[Who, Digest] = {}
+        self._sums: dict[Who, list[bytes]] = {}
 
     @property
-    def members(self):
+    def members(self) -> Who:
+        """J."""
         return self.plan.members
 
     @cached_property
-    def context(self):
+    def context(self) -> bytes:
+        """What the public polynomials follow from."""
         return framed(Label.PUBLIC_POLYNOMIAL, self.parties.trust.digest, self.plan.digest)
 
     @cached_property
-    def public_keys(self):
+    def public_keys(self) -> list[bytes]:
+        """Round keys, in J's order."""
         return [join.round_key for join in self.plan.joins.values()]
 
-    def dealing(self, name, root, attempt=1):
+    def dealing(self, name: str, root: bytes, attempt: int = 1) -> Dealing:
+        """The context of that dealer's shares."""
         entry = self.parties.trust.manifest.suite
         return Dealing(
             manifest_digest=self.parties.trust.digest,
@@ -166,7 +197,7 @@ class Round:
             ciphertext_root=root,
         )
 
-    def encrypt(self, name, vector, *, attempt=1):
+    def encrypt(self, name: str, vector: NDArray[Any], *, attempt: int = 1) -> Upload:
         """A fresh key, the chunks, sealed shares and a signed commit."""
         parties, plan = self.parties, self.plan
         hedge = framed(Label.ATTEMPT_KEY, plan.digest, name.encode(), bytes([attempt]), vector.tobytes())
@@ -189,13 +220,14 @@ class Round:
         )
         return Upload(chunks, sealed, parties.sign(name, Label.COMMIT, commit), shares, key)
 
-    def upload(self, name, vector):
+    def upload(self, name: str, vector: NDArray[Any]) -> Upload:
+        """The site's one upload of the round, its commit verified."""
         if name not in self.uploads:
             self.uploads[name] = self.encrypt(name, vector)
             verify_commit(self.uploads[name].commit, self.parties.trust, self.plan, name)
         return self.uploads[name]
 
-    def share_message(self, dealer, receiver):
+    def share_message(self, dealer: str, receiver: str) -> cp.ShareMessage:
         """As the coordinator hands it out."""
         upload, place = self.uploads[dealer], self.plan.places[receiver]
         return cp.ShareMessage(
@@ -205,7 +237,8 @@ class Round:
             commit=upload.commit,
         )
 
-    def opened_share(self, dealer, receiver):
+    def opened_share(self, dealer: str, receiver: str) -> bytes:
+        """Checked and opened as the receiver would."""
         if (dealer, receiver) not in self._shares:
             message = self.share_message(dealer, receiver)
             commit = check_share(message, self.parties.trust, self.plan, receiver)
@@ -215,7 +248,9 @@ class Round:
             )
         return self._shares[dealer, receiver]
 
-    def acknowledgement(self, member, dealers):
+    def acknowledgement(self, member: str, dealers: Iterable[str]) -> rp.Acknowledgement:
+        """After opening the shares of ``dealers``."""
+        dealers = list(dealers)
         for dealer in dealers:
             self.opened_share(dealer, member)
         record = rp.Acknowledgement(
@@ -228,12 +263,13 @@ class Round:
         signed = self.parties.sign(member, Label.ACKNOWLEDGEMENT, record)
         return verify_acknowledgement(signed, self.parties.trust, self.plan, member)
 
-    def total(self, who):
+    def total(self, who: Who) -> list[bytes]:
+        """The encrypted sum over ``who``."""
         if who not in self._sums:
             self._sums[who] = self.parties.add([self.uploads[name].chunks for name in who])
         return self._sums[who]
 
-    def close(self, who):
+    def close(self, who: Who) -> Digest:
         """The digest of the close record over U, verified as every member would."""
         if who not in self._closes:
             total = self.total(who)
@@ -251,7 +287,7 @@ class Round:
             self._closes[who] = record_digest(Label.CLOSE_RECORD, signed)
         return self._closes[who]
 
-    def _contribution(self, name):
+    def _contribution(self, name: str) -> rp.Contribution:
         upload = self.uploads[name]
         commit = rp.Commit.FromString(upload.commit.payload)
         return rp.Contribution(
@@ -262,11 +298,12 @@ class Round:
             commit=upload.commit,
         )
 
-    def answering(self, name, close):
+    def answering(self, name: str, close: bytes) -> Answering:
+        """The context of that member's answer."""
         trust = self.parties.trust
         return Answering(trust.digest, self.plan.digest, close, self.members, name)
 
-    def answer(self, name, who):
+    def answer(self, name: str, who: Who) -> tuple[Signed, list[bytes]]:
         """The signed answer about U, and the keys sealed to each member."""
         if (name, who) not in self._answers:
             close = self.close(who)
@@ -284,7 +321,7 @@ class Round:
             self._answers[name, who] = self.parties.sign(name, Label.ANSWER, record), sealed
         return self._answers[name, who]
 
-    def opened_answer(self, name, who, receiver):
+    def opened_answer(self, name: str, who: Who, receiver: str) -> bytes:
         """What ``receiver`` learns from the answer: the sum of the shares of U at ``name``'s point."""
         signed, sealed = self.answer(name, who)
         place, close = self.plan.places[receiver], self.close(who)
@@ -293,21 +330,27 @@ class Round:
         key = self.round_keys[receiver]
         return self.answering(name, close).open(place, key, record.encrypted_vector, message.sealed_key)
 
-    def key_of_sum(self, who, members, receiver, threshold=None):
+    def key_of_sum(
+        self, who: Who, members: Iterable[str], receiver: str, threshold: int | None = None
+    ) -> Combined:
         """The likeliest ``Combined`` from the answers of ``members`` as ``receiver`` opens them."""
         answers = {self.plan.places[name] + 1: self.opened_answer(name, who, receiver) for name in members}
         return next(SITE.combine(self.parties.params, answers, threshold or self.plan.threshold, len(who)))
 
-    def open_sum(self, who, members, receiver):
+    def open_sum(self, who: Who, members: Iterable[str], receiver: str) -> NDArray[np.float64]:
+        """What ``receiver`` makes of the sum with the answers of ``members``."""
         combined = self.key_of_sum(who, members, receiver)
         return self.open_with(combined.key, self.total(who), len(who))
 
-    def open_with(self, key, chunks, contributors):
+    def open_with(self, key: SecretKey, chunks: Iterable[bytes], contributors: int) -> NDArray[np.float64]:
+        """Open with a key of the sum."""
         with SITE.cipher(key, self.context, threads=1) as cipher:
             return cipher.open_sum(chunks, self.parties.length, contributors)
 
 
-def vectors(names, length, seed, bound=1.0):
+def vectors(
+    names: Iterable[str], length: int, seed: int, bound: float = 1.0
+) -> dict[str, NDArray[np.float32]]:
     """An update for each site, from a seed."""
     rng = np.random.default_rng(seed)
     return {name: rng.uniform(-bound, bound, length).astype(np.float32) for name in names}
