@@ -329,13 +329,16 @@ def sized_key(data, rng):
 
 # What admins write
 
+EXAMPLES = ("study.toml", "dp-fedsgd.toml")
+
 
 @target("toml study", covers=["toml study.toml"], weight=20)
 def _study():
     world, first = consortium(), study("q32").trust
-    example = (REPOSITORY / "examples" / "heart" / "study.toml").read_bytes()
+    examples = [(REPOSITORY / "examples" / "heart" / name).read_bytes() for name in EXAMPLES]
     for place, name in enumerate((b"cleveland", b"hungary", b"switzerland", b"va-long-beach")):
-        example = example.replace(b'"' + name + b'"', b'"' + SITES[place].encode() + b'"')
+        own = b'"' + SITES[place].encode() + b'"'
+        examples = [example.replace(b'"' + name + b'"', own) for example in examples]
 
     def run(data):
         try:
@@ -361,7 +364,7 @@ def _study():
     )
     more += b"sampling_rate = 0.1\nsteps = 3\nlearning_rate = 0.1\nbatch_divisor = 8.0\ndp_disabled = true\n"
     more += b"[metrics]\nloss_bound = 2.0\nscale = 100.0\n[cohort]\n"
-    return run, [example, more], toml
+    return run, [*examples, more], toml
 
 
 @target("toml study file", covers=["toml study.toml"], weight=3)
@@ -372,7 +375,8 @@ def _study_file():
         path.write_bytes(data)
         StudyFile.load(path)
 
-    return run, [(REPOSITORY / "examples" / "heart" / "study.toml").read_bytes()], several(toml, octets)
+    examples = [(REPOSITORY / "examples" / "heart" / name).read_bytes() for name in EXAMPLES]
+    return run, examples, several(toml, octets)
 
 
 @target("toml policy", covers=["toml policy.toml"], weight=15)

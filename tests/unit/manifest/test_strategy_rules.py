@@ -4,14 +4,17 @@ import math
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from cipherward.crypto.manifest_rules import check_manifest
 from cipherward.crypto.quorum.params import parameters
-from cipherward.crypto.shared_noise import LEAST_UNITS, NOISE_ROOM, metrics_noise_share
-from cipherward.crypto.strategies import STRATEGIES, state_values
+from cipherward.crypto.shared_noise import LEAST_UNITS, NOISE_ROOM, metrics_noise_share, noise_share
+from cipherward.crypto.strategies import CONSTANTS, STRATEGIES, state_values
 from cipherward.crypto.study_file import StudyFile
 from cipherward.crypto.trust_statement import trust_statement
 from cipherward.errors import CipherwardError, UsageError, VerificationError
-from cipherward.site_agent.daemon.constants import round_cost
+from cipherward.site_agent.daemon.constants import round_cost, training_constants
 from cipherward.site_agent.ledger.accounting import epsilon, repeated
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "heart"
@@ -188,3 +191,41 @@ def test_q16_has_room_for_shared_noise_up_to_55_sites(sites):
 def test_q16_tells_no_number_of_more_than_55_sites():
     with pytest.raises(CipherwardError, match="Use fewer sites"):
         parameters("q16", 1.0, 56)
+
+
+FIELDS = [
+    *(("strategy", name) for name in (*CONSTANTS, "server_learning_rate")),
+    *(("dp", name) for name in ("clipping_norm", "noise_multiplier", "sampling_rate", "learning_rate")),
+    *(("metrics", name) for name in ("loss_bound", "noise_multiplier", "scale")),
+    ("suite", "bound"),
+]
+ODD = [math.nan, math.inf, -math.inf, -0.0, 5e-324, 1e-6, 1e9, 1.8e308]
+
+
+@given(
+    st.sampled_from([*STRATEGIES]),
+    st.lists(
+        st.tuples(st.sampled_from(FIELDS), st.sampled_from(ODD) | st.floats(0, 2000)), min_size=1, max_size=4
+    ),
+    st.integers(0, 5),
+    st.integers(0, 5),
+)
+def test_odd_numbers_are_refused_or_mean_a_study(kit, strategy, changes, cohort, colluders):
+    manifest = kit.build(SHARED if strategy == "dp-fedsgd" else named(kit, strategy))
+    sections = {
+        "strategy": manifest.strategy,
+        "dp": manifest.dp,
+        "metrics": manifest.dp.metrics,
+        "suite": manifest.suite,
+    }
+    for (section, name), value in changes:
+        setattr(sections[section], name, value)
+    manifest.minimum_cohort, manifest.colluders = cohort, colluders
+    try:
+        check_manifest(manifest)
+    except VerificationError:
+        return
+    constants = training_constants(manifest, kit.NAMES[0])
+    assert math.isfinite(constants.learning_rate)
+    if strategy == "dp-fedsgd":
+        assert constants.honest >= 2 and math.isfinite(noise_share(manifest)) and noise_share(manifest) > 0
