@@ -1,6 +1,5 @@
 """What federated training is compared with: each hospital alone, all patients in one place, with privacy and
-without. Every arm runs the product's own training code on the same constants; the federated arm leaves out
-the encryption, whose error is below 1e-6 of an update (``cipherward bench crypto``)."""
+without. Every arm runs the product's own training code."""
 
 from __future__ import annotations
 
@@ -29,27 +28,12 @@ class SiteData:
     test: Records
 
 
-def federated(
-    task: Task, sites: Sequence[SiteData], start: Weights, rounds: int, constants: SgdConstants
-) -> Weights:
-    """Federated averaging with equal weights, each site adding its own noise. Returns the final weights,
-    (P,).
-
-    Raises UsageError for no sites.
-    """
-    if not sites:
-        raise UsageError("a federated run needs at least one site")
+def alone(task: Task, site: SiteData, start: Weights, rounds: int, constants: SgdConstants) -> Weights:
+    """One hospital trains by itself. Returns the final weights, (P,)."""
     model = start
     for _ in range(rounds):
-        updates = [train(task, site.train, model, constants, KeyStream()).update for site in sites]
-        mean = np.sum(updates, axis=0, dtype=np.float64) / len(updates)
-        model = (model + mean).astype(np.float32)
+        model = model + train(task, site.train, model, constants, KeyStream()).update
     return model
-
-
-def alone(task: Task, site: SiteData, start: Weights, rounds: int, constants: SgdConstants) -> Weights:
-    """One hospital trains by itself, with the same privacy, for as many steps."""
-    return federated(task, [site], start, rounds, constants)
 
 
 def pooled(
@@ -57,12 +41,13 @@ def pooled(
 ) -> Weights:
     """All patients in one place: one noise in the place of one a site, and the divisor of all sites together.
 
-    What federated training would be without hospitals that keep their patients to themselves.
+    What federated training would be without hospitals that keep their patients to themselves. Raises UsageError for
+    no sites.
     """
-    together = SiteData("pooled", _concatenate(sites), sites[0].test)
-    return federated(
-        task, [together], start, rounds, replace(constants, divisor=constants.divisor * len(sites))
-    )
+    if not sites:
+        raise UsageError("there are no sites to pool")
+    together = SiteData("pooled", concatenated([(site.name, site.train) for site in sites]), sites[0].test)
+    return alone(task, together, start, rounds, replace(constants, divisor=constants.divisor * len(sites)))
 
 
 def evaluate(task: Task, vector: Weights, records: Records) -> metrics.Evaluation:
@@ -72,12 +57,12 @@ def evaluate(task: Task, vector: Weights, records: Records) -> metrics.Evaluatio
     return metrics.evaluate(task, model, records)
 
 
-def _concatenate(sites: Sequence[SiteData]) -> Records:
+def concatenated(parts: Sequence[tuple[str, Records]]) -> Records:
+    """Several hospitals' records, by name: two may give the same id to different patients."""
     import torch
 
     return Records(
-        features=torch.cat([site.train.features for site in sites]),
-        labels=torch.cat([site.train.labels for site in sites]),
-        # Two hospitals may give the same id to different patients.
-        patient_ids=tuple(f"{site.name}/{patient}" for site in sites for patient in site.train.patient_ids),
+        features=torch.cat([records.features for _, records in parts]),
+        labels=torch.cat([records.labels for _, records in parts]),
+        patient_ids=tuple(f"{name}/{patient}" for name, records in parts for patient in records.patient_ids),
     )

@@ -1,10 +1,12 @@
-"""Does a hospital gain by taking part? Repeated stratified train/test splits of UCI Heart Disease, four arms.
+"""Does a hospital gain by taking part? UCI Heart Disease: repeated splits, and one hospital held out.
 
     python -m cipherward.evaluation.heart_cv --repeats 100 --json FILE
 
-Every repeat draws another third of each hospital's patients for testing (of each label alike) and trains
-anew, with fresh privacy noise: federated, each hospital alone, and all patients pooled, all three with the
-study's privacy, and pooled without. AUC is measured on each hospital's own test patients.
+Every repeat draws another third of each hospital's patients for testing (of each label alike) and trains anew, with
+fresh privacy noise: each hospital alone, federated averaging with local noise, dp-fedsgd, and all patients pooled, at
+the same privacy, and pooled without. AUC is measured on each hospital's own test patients (in distribution). Then
+each hospital in turn stays away: the others train, and AUC is measured on all of its patients (external); ``alone``
+is there the mean of the other hospitals' own models.
 """
 
 from __future__ import annotations
@@ -20,30 +22,35 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from scipy.stats import t as student_t
+from rich.table import Table
 
 from cipherward.durable import write_file
-from cipherward.errors import CipherwardError, UsageError
+from cipherward.errors import CipherwardError
 from cipherward.evaluation import baselines
+from cipherward.evaluation.accuracy.constants import Arm
+from cipherward.evaluation.accuracy.federation import Simulator
+from cipherward.evaluation.accuracy.statistics import corrected_interval
+from cipherward.evaluation.accuracy.studies import Schedule
+from cipherward.evaluation.accuracy.sums import Encryption
 from cipherward.evaluation.baselines import SiteData, Weights
+from cipherward.evaluation.output import console
 from cipherward.site_agent.ledger.accounting import epsilon
-from cipherward.site_agent.tasks.base import Split
+from cipherward.site_agent.tasks.base import Records, Split, Task
 from cipherward.site_agent.tasks.heart_disease import HeartDisease, to_records
 from cipherward.site_agent.tasks.heart_disease.data import HOSPITALS, TEST_FRACTION, rows
 from cipherward.site_agent.tasks.heart_disease.defaults import HEART_STUDY, StudyDefaults
 from cipherward.site_agent.training import weights
 
-ARMS = ("federated", "alone", "pooled", "pooled_without_privacy")
-_CONFIDENCE = 0.95
+FEDERATED = (Arm.FEDAVG, Arm.DP_FEDSGD)
+SETTINGS = ("in_distribution", "external")
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
-    """A mean difference of AUC and its confidence interval."""
+class Models:
+    """What one repeat trained: a model of all hospitals together by arm, and one of each hospital's own."""
 
-    mean: float
-    low: float
-    high: float
+    together: dict[Arm, Weights]
+    alone: dict[str, Weights]
 
 
 def hospitals(seed: int) -> list[SiteData]:
@@ -58,44 +65,79 @@ def hospitals(seed: int) -> list[SiteData]:
     ]
 
 
-def corrected_interval(differences: NDArray[np.float64], test_fraction: float) -> Interval:
-    """The corrected resampled t interval of Nadeau and Bengio (Machine Learning 52, 2003).
-
-    ``differences``: one a repeat, paired, shape (R,), R >= 2. Repeats share patients, so the variance of
-    their mean is taken as (1/R + test/train) times that of one difference in the place of 1/R: no number of
-    repeats makes up for having only these patients. Raises UsageError for fewer than two.
-    """
-    repeats = len(differences)
-    if repeats < 2:
-        raise UsageError("an interval needs at least two repeats", fix="Use --repeats 20 or more")
-    inflation = 1 / repeats + test_fraction / (1 - test_fraction)
-    spread = math.sqrt(inflation * float(differences.var(ddof=1)))
-    half = float(student_t.ppf((1 + _CONFIDENCE) / 2, repeats - 1)) * spread
-    mean = float(differences.mean())
-    return Interval(mean, mean - half, mean + half)
+def schedule(study: StudyDefaults, arm: Arm) -> Schedule:
+    """The study's constants for one arm: as many steps in all, for dp-fedsgd each a round of its own; the noise on
+    the metrics so that all rounds' together cost the same."""
+    split = arm is Arm.DP_FEDSGD
+    return Schedule(
+        rounds=study.rounds * study.steps if split else study.rounds,
+        steps=1 if split else study.steps,
+        sampling_rate=study.sampling_rate,
+        learning_rate=study.learning_rate,
+        clip_norm=study.clip_norm,
+        metrics_noise=study.metrics_noise_multiplier / math.sqrt(study.rounds),
+    )
 
 
-def one_repeat(sites: Sequence[SiteData], study: StudyDefaults, sigma: float) -> NDArray[np.float64]:
-    """AUC of each arm at each hospital, shape (arms, hospitals)."""
+def federated(
+    simulator: Simulator,
+    task: Task,
+    sites: Sequence[SiteData],
+    start: Weights,
+    study: StudyDefaults,
+    arm: Arm,
+    sigma: float,
+) -> Weights:
+    """One federated study of these hospitals."""
+    return simulator.federated(
+        task, sites, start, schedule(study, arm), strategy=arm.value, sigma=sigma,
+        patients=study.divisor / study.sampling_rate,
+    ).weights  # fmt: skip
+
+
+def train_all(simulator: Simulator, sites: Sequence[SiteData], study: StudyDefaults, sigma: float) -> Models:
+    """Every arm, once. ``sigma``: of each step."""
     task = HeartDisease()
     start = weights.initial(task, 0)
     private, plain = study.private(sigma), study.plain()
-    together: dict[str, Weights] = {
-        "federated": baselines.federated(task, sites, start, study.rounds, private),
-        "pooled": baselines.pooled(task, sites, start, study.rounds, private),
-        "pooled_without_privacy": baselines.pooled(task, sites, start, study.rounds, plain),
-    }
-    table = []
-    for arm in ARMS:
-        row = []
-        for site in sites:
-            own = together.get(arm)
-            if own is None:
-                own = baselines.alone(task, site, start, study.rounds, private)
-            auc = baselines.evaluate(task, own, site.test).auc
-            row.append(math.nan if auc is None else auc)
-        table.append(row)
-    return np.array(table)
+    together = {arm: federated(simulator, task, sites, start, study, arm, sigma) for arm in FEDERATED}
+    together[Arm.POOLED_DP] = baselines.pooled(task, sites, start, study.rounds, private)
+    together[Arm.POOLED] = baselines.pooled(task, sites, start, study.rounds, plain)
+    alone = {site.name: baselines.alone(task, site, start, study.rounds, private) for site in sites}
+    return Models(together, alone)
+
+
+def in_distribution(
+    simulator: Simulator, sites: Sequence[SiteData], study: StudyDefaults, sigma: float
+) -> NDArray[np.float64]:
+    """AUC of each arm at each hospital, on its own held-out patients. Shape (arms, hospitals)."""
+    models = train_all(simulator, sites, study, sigma)
+    return np.array(
+        [
+            [_auc(models.together.get(arm, models.alone[site.name]), site.test) for site in sites]
+            for arm in Arm
+        ]
+    )
+
+
+def external(
+    simulator: Simulator, sites: Sequence[SiteData], study: StudyDefaults, sigma: float
+) -> NDArray[np.float64]:
+    """AUC of each arm on all patients of each hospital, trained by the others. Shape (arms, hospitals)."""
+    columns = []
+    for away in sites:
+        models = train_all(simulator, [site for site in sites if site is not away], study, sigma)
+        everyone = baselines.concatenated([("train", away.train), ("test", away.test)])
+        own = float(np.mean([_auc(model, everyone) for model in models.alone.values()]))
+        columns.append(
+            [_auc(models.together[arm], everyone) if arm in models.together else own for arm in Arm]
+        )
+    return np.array(columns).T
+
+
+def _auc(model: Weights, records: Records) -> float:
+    found = baselines.evaluate(HeartDisease(), model, records).auc
+    return math.nan if found is None else found
 
 
 def cross_validate(
@@ -104,21 +146,13 @@ def cross_validate(
     """The whole study, as written to JSON. Split seeds are 1..repeats. Raises UsageError for fewer than
     two."""
     sigma = study.noise_multiplier()
-    tables = []
-    for seed in range(1, repeats + 1):
-        tables.append(one_repeat(hospitals(seed), study, sigma))
-        progress(seed)
-    auc = np.array(tables)
-    gain = auc[:, ARMS.index("federated")] - auc[:, ARMS.index("alone")]
-    found = {}
-    for index, name in enumerate([*HOSPITALS, "mean"]):
-        column = auc.mean(axis=2) if name == "mean" else auc[:, :, index]
-        difference = gain.mean(axis=1) if name == "mean" else gain[:, index]
-        found[name] = {
-            "auc": {arm: float(column[:, number].mean()) for number, arm in enumerate(ARMS)},
-            "gain": asdict(corrected_interval(difference, TEST_FRACTION)),
-            "repeats_with_gain": float((difference > 0).mean()),
-        }
+    tables: dict[str, list[NDArray[np.float64]]] = {setting: [] for setting in SETTINGS}
+    with Simulator(Encryption.SIMULATED) as simulator:
+        for seed in range(1, repeats + 1):
+            sites = hospitals(seed)
+            for setting, measure in zip(SETTINGS, (in_distribution, external), strict=True):
+                tables[setting].append(measure(simulator, sites, study, sigma))
+            progress(seed)
     return {
         "repeats": repeats,
         "split_seeds": [1, repeats],
@@ -126,26 +160,54 @@ def cross_validate(
         "study": asdict(study),
         "noise_multiplier": sigma,
         "epsilon_spent": epsilon(study.events(sigma), study.delta),
-        "hospitals": found,
+        **{setting: _summary(np.array(found)) for setting, found in tables.items()},
     }
 
 
-def report(result: dict[str, Any]) -> str:
-    """The result as a table for people."""
-    lines = [
-        f"{result['repeats']} repeats; epsilon {result['epsilon_spent']:.2f} at delta "
-        f"{result['study']['delta']:g} for each patient over {result['study']['rounds']} rounds with metrics",
-        "",
-        f"{'AUC':15} {'federated':>10} {'alone':>8} {'pooled':>8} {'no privacy':>11}   gain (95 % CI)",
+def _summary(auc: NDArray[np.float64]) -> dict[str, Any]:
+    """By hospital. ``auc``: shape (repeats, arms, hospitals)."""
+    arms, found = list(Arm), {}
+    for index, name in enumerate([*HOSPITALS, "mean"]):
+        column = auc.mean(axis=2) if name == "mean" else auc[:, :, index]
+        gains = {arm: column[:, arms.index(arm)] - column[:, arms.index(Arm.ALONE)] for arm in FEDERATED}
+        found[name] = {
+            "auc": {arm.value: float(column[:, number].mean()) for number, arm in enumerate(arms)},
+            "gain": {
+                arm.value: asdict(corrected_interval(gain, TEST_FRACTION)) for arm, gain in gains.items()
+            },
+            "repeats_with_gain": {arm.value: float((gain > 0).mean()) for arm, gain in gains.items()},
+        }
+    return found
+
+
+def losers(result: dict[str, Any]) -> list[str]:
+    """Hospitals that do worse in a federation than alone, beyond the paired interval."""
+    return [
+        f"{name} with {arm.value}"
+        for name, row in result["in_distribution"].items()
+        for arm in FEDERATED
+        if row["gain"][arm.value]["high"] < 0
     ]
-    for name, row in result["hospitals"].items():
-        auc, gain = row["auc"], row["gain"]
-        lines.append(
-            f"{name:15} {auc['federated']:10.3f} {auc['alone']:8.3f} {auc['pooled']:8.3f}"
-            f" {auc['pooled_without_privacy']:11.3f}   {gain['mean']:+.3f}"
-            f" ({gain['low']:+.3f} to {gain['high']:+.3f})"
+
+
+def table(result: dict[str, Any], setting: str) -> Table:
+    """One setting for people."""
+    title = {
+        "in_distribution": "AUC on each hospital's own held-out patients",
+        "external": "AUC on all patients of a hospital that did not take part",
+    }[setting]
+    shown = Table(title=title, box=None, pad_edge=False)
+    shown.add_column("hospital")
+    for head in (*(arm.value for arm in Arm), *(f"{arm.value} less alone (95 %)" for arm in FEDERATED)):
+        shown.add_column(head, justify="right")
+    for name, row in result[setting].items():
+        gains = [row["gain"][arm.value] for arm in FEDERATED]
+        shown.add_row(
+            name,
+            *(f"{row['auc'][arm.value]:.3f}" for arm in Arm),
+            *(f"{gain['mean']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})" for gain in gains),
         )
-    return "\n".join([*lines, "", f"Interval: {result['interval']}."])
+    return shown
 
 
 def _show_progress(done: int, repeats: int) -> None:
@@ -167,7 +229,16 @@ def main(
             repeats,
             lambda done: _show_progress(done, repeats),
         )
-        typer.echo(report(result))
+        screen = console()
+        screen.print(
+            f"{repeats} repeats; epsilon {result['epsilon_spent']:.2f} at delta {HEART_STUDY.delta:g} for each patient "
+            "over a whole study with metrics"
+        )
+        for setting in SETTINGS:
+            screen.print(table(result, setting))
+        screen.print(f"Interval: {result['interval']}.")
+        worse = losers(result)
+        screen.print(f"Worse than alone beyond the interval: {', '.join(worse) or 'nobody'}.")
         if json_file is not None:
             write_file(json_file, json.dumps(result, indent=2).encode() + b"\n")
     except CipherwardError as error:

@@ -2,7 +2,7 @@
 
     python -m cipherward.evaluation.heart_grid --repeats 40
 
-Each row is the federated model with privacy, mean AUC over the hospitals and repeats. The splits (seeds from
+Each row is the model of federated averaging with privacy, mean AUC over hospitals and repeats. The splits (seeds from
 1001) are not those of ``heart_cv``, but the patients are the same, so its figures are a little too good.
 """
 
@@ -18,7 +18,10 @@ import typer
 from numpy.typing import NDArray
 
 from cipherward.evaluation import baselines
-from cipherward.evaluation.heart_cv import hospitals
+from cipherward.evaluation.accuracy.constants import Arm
+from cipherward.evaluation.accuracy.federation import Simulator
+from cipherward.evaluation.accuracy.sums import Encryption
+from cipherward.evaluation.heart_cv import federated, hospitals
 from cipherward.site_agent.tasks.base import Task
 from cipherward.site_agent.tasks.heart_disease import HeartDisease
 from cipherward.site_agent.tasks.heart_disease.data import FEATURES, HOSPITALS
@@ -64,12 +67,12 @@ def combinations() -> Iterator[tuple[Task, StudyDefaults]]:
 
 def auc(task: Task, study: StudyDefaults, repeats: int) -> NDArray[np.float64]:
     """Of the federated model at each hospital, mean over repeats, shape (hospitals,)."""
-    constants = study.private(study.noise_multiplier())
-    table = []
-    for seed in range(_FIRST_SEED, _FIRST_SEED + repeats):
-        sites = hospitals(seed)
-        model = baselines.federated(task, sites, weights.initial(task, seed), study.rounds, constants)
-        table.append([baselines.evaluate(task, model, site.test).auc for site in sites])
+    sigma, table = study.noise_multiplier(), []
+    with Simulator(Encryption.SIMULATED) as simulator:
+        for seed in range(_FIRST_SEED, _FIRST_SEED + repeats):
+            sites, start = hospitals(seed), weights.initial(task, seed)
+            model = federated(simulator, task, sites, start, study, Arm.FEDAVG, sigma)
+            table.append([baselines.evaluate(task, model, site.test).auc for site in sites])
     mean: NDArray[np.float64] = np.array(table, dtype=np.float64).mean(axis=0)
     return mean
 

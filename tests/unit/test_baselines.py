@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,37 +12,64 @@ from scipy import stats
 
 from cipherward.errors import UsageError
 from cipherward.evaluation import baselines, heart_cv, heart_grid
+from cipherward.evaluation.accuracy.constants import Arm
+from cipherward.evaluation.accuracy.federation import Simulator
+from cipherward.evaluation.accuracy.statistics import corrected_interval
+from cipherward.evaluation.accuracy.studies import Schedule
+from cipherward.evaluation.accuracy.sums import Encryption
 from cipherward.site_agent.tasks.base import Split
 from cipherward.site_agent.tasks.heart_disease import HeartDisease, to_records
 from cipherward.site_agent.tasks.heart_disease.data import HOSPITALS, rows
 from cipherward.site_agent.tasks.heart_disease.defaults import HEART_STUDY
 from cipherward.site_agent.training import weights
 
-PLAIN = replace(HEART_STUDY.plain(), sampling_rate=1.0, steps=1)
 SHORT = replace(HEART_STUDY, rounds=1, steps=2)
+FULL = Schedule(
+    rounds=3, steps=1, sampling_rate=1.0, learning_rate=1.0, clip_norm=1.0, metrics_noise=1.0
+)  # fmt: skip
 
 
 def test_one_federated_full_step_is_one_pooled_step() -> None:
     """With every patient in one step and no privacy, the mean of the sites' moves is the pooled move."""
     sites, start = heart_cv.hospitals(0), weights.initial(HeartDisease(), 0)
-    apart = baselines.federated(HeartDisease(), sites, start, 3, PLAIN)
-    together = baselines.pooled(HeartDisease(), sites, start, 3, PLAIN)
-    assert np.allclose(apart, together, atol=1e-6)
-    assert np.abs(apart).max() > 0.01
+    with Simulator(Encryption.REAL) as simulator:
+        apart = simulator.federated(
+            HeartDisease(), sites, start, FULL, strategy="fedavg", sigma=0.0, patients=50
+        )
+    together = baselines.pooled(HeartDisease(), sites, start, 3, FULL.local(0.0, 50))
+    assert np.allclose(apart.weights, together, atol=1e-5)
+    assert np.abs(together).max() > 0.01
+    assert apart.clipped == 0
 
 
-def test_alone_is_a_federation_of_one() -> None:
-    site, start = heart_cv.hospitals(0)[0], weights.initial(HeartDisease(), 0)
-    alone = baselines.alone(HeartDisease(), site, start, 2, PLAIN)
-    assert np.array_equal(alone, baselines.federated(HeartDisease(), [site], start, 2, PLAIN))
+def test_shared_noise_is_a_step_on_the_pooled_data() -> None:
+    """dp-fedsgd's step differs from the pooled one by the noise alone: sigma sqrt(n / h), and the encoding's."""
+    sites, start, sigma = heart_cv.hospitals(0), weights.initial(HeartDisease(), 0), 2.0
+    clear = baselines.pooled(HeartDisease(), sites, start, 1, replace(FULL.local(1e-9, 50), steps=1))
+    once = replace(FULL, rounds=1, clip_norm=1.0)
+    with Simulator(Encryption.SIMULATED) as simulator:
+        noise = [
+            simulator.federated(
+                HeartDisease(), sites, start, once, strategy="dp-fedsgd", sigma=sigma, patients=50
+            ).weights
+            - clear
+            for _ in range(40)
+        ]
+    scale = (
+        sigma * math.sqrt(4 / 3) * math.sqrt(1 + 16.1 / 256**2) / (4 * 50)
+    )  # h = 3; a unit is 1/256 of a share
+    found = np.std(noise) / scale
+    assert found == pytest.approx(1.0, abs=0.1)  # 920 values: 4 sd
+
+
+def test_no_sites_make_no_pool() -> None:
     with pytest.raises(UsageError):
-        baselines.federated(HeartDisease(), [], start, 2, PLAIN)
+        baselines.pooled(HeartDisease(), [], weights.initial(HeartDisease(), 0), 2, FULL.local(0.0, 50))
 
 
 def test_pooling_keeps_patients_of_the_same_id_apart() -> None:
-    site = heart_cv.hospitals(0)[2]
-    twice = [site, replace(site, name="other")]
-    assert len(baselines._concatenate(twice).patients) == 2 * len(site.train.patients)
+    records = heart_cv.hospitals(0)[2].train
+    assert len(baselines.concatenated([("a", records), ("b", records)]).patients) == 2 * len(records.patients)
 
 
 def test_cross_validation_splits_are_the_tasks_own() -> None:
@@ -56,27 +82,35 @@ def test_cross_validation_splits_are_the_tasks_own() -> None:
 
 def test_the_interval_is_nadeau_and_bengios() -> None:
     differences = np.array([0.1, 0.3, 0.2, 0.0, 0.15])
-    found = heart_cv.corrected_interval(differences, 1 / 3)
+    found = corrected_interval(differences, 1 / 3)
     spread = math.sqrt((1 / 5 + 0.5) * np.var(differences, ddof=1))
     assert found.mean == pytest.approx(0.15)
     assert found.high - found.mean == pytest.approx(stats.t(4).ppf(0.975) * spread)
     assert found.mean - found.low == pytest.approx(found.high - found.mean)
     with pytest.raises(UsageError, match="two repeats"):
-        heart_cv.corrected_interval(differences[:1], 1 / 3)
+        corrected_interval(differences[:1], 1 / 3)
 
 
-def test_the_result_is_complete_and_can_be_written(tmp_path: Path) -> None:
+def test_the_result_is_complete_and_can_be_written() -> None:
     result = heart_cv.cross_validate(SHORT, 2)
     assert json.loads(json.dumps(result)) == result
-    assert set(result["hospitals"]) == {*HOSPITALS, "mean"}
-    for row in result["hospitals"].values():
-        assert set(row["auc"]) == set(heart_cv.ARMS)
-        assert all(0 <= value <= 1 for value in row["auc"].values())
-        assert row["gain"]["low"] <= row["gain"]["mean"] <= row["gain"]["high"]
-        assert row["gain"]["mean"] == pytest.approx(row["auc"]["federated"] - row["auc"]["alone"])
+    for setting in heart_cv.SETTINGS:
+        assert set(result[setting]) == {*HOSPITALS, "mean"}
+        for row in result[setting].values():
+            assert set(row["auc"]) == {arm.value for arm in Arm}
+            assert all(0 <= value <= 1 for value in row["auc"].values())
+            for arm in heart_cv.FEDERATED:
+                gain = row["gain"][arm.value]
+                assert gain["low"] <= gain["mean"] <= gain["high"]
+                assert gain["mean"] == pytest.approx(row["auc"][arm.value] - row["auc"]["alone"])
+        assert heart_cv.table(result, setting).row_count == len(HOSPITALS) + 1
     assert 0.98 * SHORT.epsilon < result["epsilon_spent"] <= SHORT.epsilon
-    text = heart_cv.report(result)
-    assert all(name in text for name in HOSPITALS)
+
+
+def test_a_hospital_that_loses_is_named() -> None:
+    gain = {"mean": -0.02, "low": -0.03, "high": -0.01}
+    row = {"gain": {"fedavg": gain, "dp-fedsgd": {**gain, "high": 0.01}}}
+    assert heart_cv.losers({"in_distribution": {"cleveland": row}}) == ["cleveland with fedavg"]
 
 
 def test_the_grid_holds_the_study_that_was_chosen() -> None:

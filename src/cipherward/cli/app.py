@@ -21,7 +21,18 @@ UNEXPECTED = 70
 
 def build() -> typer.Typer:
     """The whole command line. Groups are imported here and load heavy modules only in their commands."""
-    from cipherward.cli import audit, bench, consortium, coordinator, demo, operator, site, study, threats
+    from cipherward.cli import (
+        accuracy,
+        audit,
+        bench,
+        consortium,
+        coordinator,
+        demo,
+        operator,
+        site,
+        study,
+        threats,
+    )
 
     app = typer.Typer(
         name="cipherward",
@@ -32,7 +43,7 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     demo.add_to(app)
-    for module in (consortium, site, coordinator, operator, study, audit, bench, threats):
+    for module in (consortium, site, coordinator, operator, study, audit, bench, threats, accuracy):
         app.add_typer(module.app)
     return app
 
