@@ -80,7 +80,7 @@ def read(
         labels = [indices[part].labels[rows[part]] for part in found]
         patients = [indices[part].patients[row] for part in found for row in rows[part]]
     return Table(
-        np.concatenate(values) if values else np.zeros((0, 0)),
+        np.concatenate(values) if values else np.zeros((0, 0), np.uint8 if kind == "images" else np.float32),
         np.concatenate([np.zeros(0, np.int64), *labels]),
         tuple(patients),
     )

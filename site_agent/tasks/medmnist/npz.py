@@ -136,7 +136,8 @@ class Archive:
             raise self.problem(f"{name} has not the size that its shape says")
         if declared > MAX_ARRAY_BYTES or declared > max(_DENSE, _RATIO * info.compress_size):
             raise self.problem(
-                f"{name} would unpack to {declared} bytes from {info.compress_size}", "Images do not compress so well"
+                f"{name} would unpack to {declared} bytes from {info.compress_size}",
+                "Images do not compress so well",
             )
         return member
 
