@@ -129,7 +129,7 @@ NEEDED = [
         for kind in ("upload", "sum")
     ),
     *(f"chunk {name} key" for name in suite("shared-key").parameter_sets),
-    *("toml study.toml", "toml policy.toml", "certificate", "key", "share", "native"),
+    *("toml study.toml", "toml policy.toml", "certificate", "key", "share", "native", "npz"),
 ]
 
 
@@ -150,6 +150,7 @@ PARSERS = (
     "load_der",
     "load_pem",
     "zstandard.",
+    "zipfile.",
 )
 READERS = {
     # By module, the targets that give it bytes; "own" is state of the machine's own that nobody else writes.
@@ -170,6 +171,8 @@ READERS = {
     "site_agent/journal": "own",
     "site_agent/ledger": "own",
     "site_agent/state": "own",
+    "site_agent/tasks/medmnist/npz.py": "file of images",
+    "site_agent/tasks/medmnist/prepare.py": "file of images",
     "site_agent/training": "own",
     "src/cipherward/cli/study.py": "own",  # a manifest that the coordinator has just accepted
     "src/cipherward/isolated.py": "native worker's error",

@@ -3,6 +3,7 @@
 import fuzz_chunks
 import fuzz_coordinator
 import fuzz_files
+import fuzz_medmnist
 import fuzz_native
 import fuzz_records
 import fuzz_site
@@ -13,6 +14,7 @@ __all__ = [
     "fuzz_chunks",
     "fuzz_coordinator",
     "fuzz_files",
+    "fuzz_medmnist",
     "fuzz_native",
     "fuzz_records",
     "fuzz_site",
