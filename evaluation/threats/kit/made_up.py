@@ -20,7 +20,7 @@ from cipherward.crypto.quorum.sealed import Answering, Dealing
 from cipherward.crypto.quorum_records import check_answer_key, checkers, sealed_root
 from cipherward.crypto.records import Plan, StudyTrust, verify_plan
 from cipherward.crypto.sealing import SealingKey
-from cipherward.crypto.signing import record_digest
+from cipherward.crypto.signing import record_digest, verify
 from cipherward.crypto.suites.base import KeyLifetime, StudyKey
 from cipherward.crypto.suites.payload import Layout
 from cipherward.crypto.suites.registry import suite
@@ -310,7 +310,9 @@ class MadeUpSite(Caller):
         """The close record and its digest."""
         self.until(number, pb.PHASE_UNSEAL, pb.PHASE_RELEASE)
         signed = self.record(number, pb.RECORD_KIND_CLOSE)
-        return record_digest(Label.CLOSE_RECORD, signed), CloseRecord.FromString(signed.payload)
+        # An abort takes the same place.
+        key = self.trust.manifest.coordinator.signing_key
+        return record_digest(Label.CLOSE_RECORD, signed), verify(signed, Label.CLOSE_RECORD, key, CloseRecord)
 
     def answer(self, number: int, plan: Plan) -> None:
         """The sum of the shares of U, sealed to every member."""

@@ -142,7 +142,7 @@ class Round:
         verify_round_record(signed, trust, number)
         opened = record_digest(Label.ROUND_RECORD, signed)
         self.round_keys = {name: SealingKey.generate() for name in members}
-        joins = [
+        self.joins = [
             parties.sign(
                 name,
                 Label.JOIN,
@@ -158,7 +158,7 @@ class Round:
             for name in members
         ]
         record = rp.PlanRecord(
-            manifest_digest=trust.digest, round_record_digest=opened, round=number, joins=joins
+            manifest_digest=trust.digest, round_record_digest=opened, round=number, joins=self.joins
         )
         self.plan = verify_plan(parties.sign(HUB, Label.PLAN_RECORD, record), trust, opened, number)
         self.uploads: dict[str, Upload] = {}
