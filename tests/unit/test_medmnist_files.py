@@ -174,6 +174,8 @@ IMAGES = [
     ({"train_patients": np.arange(12)}, "some have none"),
     ({f"{part}_patients": np.array(["p"] * 11 + [" "]) for part in ALL}, "empty value"),
     ({f"{part}_patients": np.array([b"\xff"] * 12) for part in ALL}, "no text"),
+    ({f"{part}_patients": np.full(12, 0x110000, np.uint32).view("<U1") for part in ALL}, "no text"),
+    ({f"{part}_patients": np.full(12, 0x110000, ">u4").view(">U1") for part in ALL}, "no text"),
     ({f"{part}_patients": np.array(["\ud800"] * 12) for part in ALL}, "no text"),
     ({f"{part}_patients": np.zeros(12) for part in ALL}, "float64"),
     ({f"{part}_patients": np.zeros((12, 2), np.int64) for part in ALL}, "one text a record"),

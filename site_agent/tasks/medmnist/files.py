@@ -198,11 +198,14 @@ def _texts(archive: Archive, name: str) -> list[str]:
     member = archive.members[name]
     if member.dtype.kind not in "SUui" or len([one for one in member.shape if one != 1]) > 1:
         raise archive.problem(f"{name} is {member.dtype} of shape {member.shape}", "Use one text a record")
+    values = archive.whole(name).reshape(-1)
+    if (
+        member.dtype.kind == "U"
+        and (values.astype(member.dtype.newbyteorder("=")).view(np.uint32) > 0x10FFFF).any()
+    ):
+        raise archive.problem(f"{name} has a value that is no text")  # numpy would fail in its own way
     try:
-        found = [
-            (one.decode() if isinstance(one, bytes) else str(one)).strip()
-            for one in archive.whole(name).reshape(-1).tolist()
-        ]
+        found = [(one.decode() if isinstance(one, bytes) else str(one)).strip() for one in values.tolist()]
         "".join(found).encode()  # refuses half characters, which no digest takes
     except ValueError as error:
         raise archive.problem(f"{name} has a value that is no text") from error
