@@ -120,7 +120,10 @@ PATHS: dict[str, tuple[PrivacyEvent, ...]] = {
 }
 
 
-@pytest.mark.parametrize("path", sorted(PATHS))
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow if "32 sites" in path else ()) for path in sorted(PATHS)],
+)
 @pytest.mark.parametrize("delta", [1e-6, pytest.param(1e-4, marks=pytest.mark.slow)])
 def test_every_path_costs_the_same_by_three_accountants(path: str, delta: float) -> None:
     history = merged(PATHS[path])
@@ -131,7 +134,7 @@ def test_every_path_costs_the_same_by_three_accountants(path: str, delta: float)
     assert accounting._rdp_epsilon(history, delta) >= by_pld
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(
     sigma=st.floats(0.7, 6.0),
     rate=st.sampled_from([0.005, 0.02, 0.1, 0.4]),
@@ -169,7 +172,8 @@ def test_whole_releases_are_the_closed_form() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sites", "colluders"), [(3, 1), (7, 2), pytest.param(32, 10, marks=pytest.mark.slow)]
+    ("sites", "colluders"),
+    [(3, 1), pytest.param(7, 2, marks=pytest.mark.slow), pytest.param(32, 10, marks=pytest.mark.slow)],
 )
 def test_shared_noise_costs_at_most_what_the_ledger_says(sites: int, colluders: int) -> None:
     constants = shared(sites, colluders, 1.2, 0.1, 30.0)
