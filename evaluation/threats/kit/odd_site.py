@@ -9,23 +9,28 @@ import sys
 from typing import Any
 
 from cipherward.cli.app import main
+from cipherward.proto.v1.round_pb2 import ModelReport
 from cipherward.site_agent.daemon import release
 from cipherward.site_agent.daemon.resync import Resync
 
 
 def lying() -> None:
     """Reports another model than it has, in every round."""
-    honest = release.ModelReport
 
-    def report(**fields: Any) -> Any:
-        return honest(**{**fields, "model_digest": bytes(byte ^ 1 for byte in fields["model_digest"])})
+    def report(**fields: Any) -> ModelReport:
+        return ModelReport(**{**fields, "model_digest": bytes(byte ^ 1 for byte in fields["model_digest"])})
 
-    release.ModelReport = report  # type: ignore[assignment, misc]
+    _patch(release, "ModelReport", report)
 
 
 def stubborn() -> None:
     """Keeps the model it has, whatever the others report: resynchronisation is taken out."""
-    Resync.ensure_model = lambda *_, **__: None  # type: ignore[method-assign]
+    _patch(Resync, "ensure_model", lambda *_, **__: None)
+
+
+def _patch(owner: Any, name: str, value: Any) -> None:
+    getattr(owner, name)  # what was renamed must not be missed in silence
+    setattr(owner, name, value)
 
 
 ODDITIES = {"lying": lying, "stubborn": stubborn}
