@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import numpy as np
@@ -92,7 +93,7 @@ def federated(
     return simulator.federated(
         task, sites, start, schedule(study, arm), strategy=arm.value, sigma=sigma,
         patients=study.divisor / study.sampling_rate,
-    ).weights  # fmt: skip
+    )  # fmt: skip
 
 
 def train_all(simulator: Simulator, sites: Sequence[SiteData], study: StudyDefaults, sigma: float) -> Models:
@@ -147,7 +148,8 @@ def cross_validate(
     two."""
     sigma = study.noise_multiplier()
     tables: dict[str, list[NDArray[np.float64]]] = {setting: [] for setting in SETTINGS}
-    with Simulator(Encryption.SIMULATED) as simulator:
+    with TemporaryDirectory() as folder:
+        simulator = Simulator(Encryption.SIMULATED, Path(folder))
         for seed in range(1, repeats + 1):
             sites = hospitals(seed)
             for setting, measure in zip(SETTINGS, (in_distribution, external), strict=True):

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -68,7 +70,8 @@ def combinations() -> Iterator[tuple[Task, StudyDefaults]]:
 def auc(task: Task, study: StudyDefaults, repeats: int) -> NDArray[np.float64]:
     """Of the federated model at each hospital, mean over repeats, shape (hospitals,)."""
     sigma, table = study.noise_multiplier(), []
-    with Simulator(Encryption.SIMULATED) as simulator:
+    with TemporaryDirectory() as folder:
+        simulator = Simulator(Encryption.SIMULATED, Path(folder))
         for seed in range(_FIRST_SEED, _FIRST_SEED + repeats):
             sites, start = hospitals(seed), weights.initial(task, seed)
             model = federated(simulator, task, sites, start, study, Arm.FEDAVG, sigma)

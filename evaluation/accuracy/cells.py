@@ -38,14 +38,12 @@ class Cell(Entry):
 
 class CellResult(Entry):
     """``auc``: on the common test split; of the arm ``alone`` the mean over sites, and ``by_site`` each site's.
-    ``noise_multiplier``: sigma, 0 without privacy. ``clipped``: the share of uploaded coordinates that the
-    encoding's bound cut, where there are uploads."""
+    ``noise_multiplier``: sigma, 0 without privacy."""
 
     cell: Cell
     auc: float
     by_site: list[float]
     noise_multiplier: float
-    clipped: float | None
     seconds: float
 
 
@@ -93,7 +91,7 @@ class Laboratory:
     def compute(self, cell: Cell) -> CellResult:
         """One cell, with fresh noise; its seed decides who is at which site."""
         began = time.perf_counter()
-        constants, clipped = self._plan[cell.arm, cell.epsilon], None
+        constants = self._plan[cell.arm, cell.epsilon]
         models: list[Weights]
         if cell.partition is None:
             everyone = SiteData("all", self._data.parts["train"], self._judged)
@@ -104,11 +102,11 @@ class Laboratory:
             if cell.arm is Arm.ALONE:
                 models = [self._train(site, constants, average) for site in sites]
             else:
-                found = self._simulator.federated(
+                model = self._simulator.federated(
                     self._data.task, sites, self._start, constants.schedule, strategy=cell.arm.value,
                     sigma=constants.noise_multiplier, patients=average,
                 )  # fmt: skip
-                models, clipped = [found.weights], found.clipped
+                models = [model]
         aucs = [baselines.evaluate(self._data.task, model, self._judged).auc for model in models]
         by_site = [math.nan if auc is None else auc for auc in aucs]
         return CellResult(
@@ -116,7 +114,6 @@ class Laboratory:
             auc=float(np.mean(by_site)),
             by_site=by_site,
             noise_multiplier=constants.noise_multiplier,
-            clipped=clipped,
             seconds=time.perf_counter() - began,
         )
 

@@ -4,11 +4,8 @@ them but the sum."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from types import TracebackType
-from typing import Self
+from tempfile import mkdtemp
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,29 +26,12 @@ from cipherward.site_agent.training.dpsgd import train
 from cipherward.site_agent.training.metrics import METRICS
 
 
-@dataclass(frozen=True, slots=True)
-class Federated:
-    """``weights``: the final model, (P,). ``clipped``: the share of uploaded coordinates at the encoding's bound."""
-
-    weights: Weights
-    clipped: float
-
-
 class Simulator:
-    """Runs federated studies; keeps a consortium in a temporary folder for each set of hospitals that it meets."""
+    """Runs federated studies; makes a consortium below ``folder`` for each set of hospitals that it meets."""
 
-    def __init__(self, encryption: Encryption) -> None:
-        self._encryption = encryption
+    def __init__(self, encryption: Encryption, folder: Path) -> None:
+        self._encryption, self._folder = encryption, folder
         self._signers: dict[tuple[str, ...], Signer] = {}
-        self._folder = TemporaryDirectory(prefix="cipherward-accuracy-")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._folder.cleanup()
 
     def federated(
         self,
@@ -63,16 +43,15 @@ class Simulator:
         strategy: str,
         sigma: float,
         patients: float,
-    ) -> Federated:
-        """A whole study. ``sigma`` 0: without privacy; ``patients``: of an average site, a public constant.
+    ) -> Weights:
+        """A whole study; gives the final model, (P,). ``sigma`` 0: without privacy; ``patients``: of an average site,
+        a public constant.
 
         Raises UsageError for a study that breaks one of the product's rules.
         """
         names = tuple(site.name for site in sites)
         if names not in self._signers:
-            folder = Path(self._folder.name) / str(len(self._signers))
-            folder.mkdir()
-            self._signers[names] = Signer(DemoConsortium(folder), names)
+            self._signers[names] = Signer(DemoConsortium(Path(mkdtemp(dir=self._folder))), names)
         study = study_file(
             schedule, strategy=strategy, task=task.name, sites=len(sites), patients=patients, sigma=sigma
         )
@@ -81,8 +60,8 @@ class Simulator:
 
 def run_study(
     task: Task, sites: Sequence[SiteData], start: Weights, manifest: Manifest, encryption: Encryption
-) -> Federated:
-    """All rounds of ``manifest``, every site of its roster contributing to each.
+) -> Weights:
+    """The model after all rounds of ``manifest``, every site of its roster contributing to each.
 
     ``sites`` in any order, named as in the roster: UsageError otherwise.
     """
@@ -94,17 +73,13 @@ def run_study(
     layout = payload.Layout(manifest.parameter_count, METRICS)
     sums = make_sums(encryption, params, manifest.threshold)
     state: NDArray[np.float32] = start
-    clipped = 0
     for _ in range(manifest.rounds):
         vectors = []
         for name in names:
             constants = training_constants(manifest, name)
             result = train(task, by_name[name].train, weights_of(state, manifest), constants, KeyStream())
             scaled = result.update * np.float32(strategy.upload_scale(manifest, name))
-            vector = payload.build(layout, scaled, result.metrics, params.bound)
-            clipped += int(np.count_nonzero(np.abs(vector[: layout.parameters]) >= params.bound))
-            vectors.append(vector)
+            vectors.append(payload.build(layout, scaled, result.metrics, params.bound))
         opened = payload.split(layout, sums.open(vectors), len(names), params)
         state = strategy.server_step(state, opened.update, manifest, names)
-    uploaded = manifest.rounds * len(names) * layout.parameters
-    return Federated(weights_of(state, manifest), clipped / uploaded)
+    return weights_of(state, manifest)

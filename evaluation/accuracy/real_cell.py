@@ -52,7 +52,8 @@ class Bench:
     def compare(self, cells: list[Cell]) -> RealCell:
         """Each of these cells of one arm and epsilon, real and simulated."""
         real, simulated = [], []
-        with Simulator(Encryption.SIMULATED) as simulator:
+        with TemporaryDirectory(prefix="cipherward-accuracy-") as keys:
+            simulator = Simulator(Encryption.SIMULATED, Path(keys))
             for cell in cells:
                 laboratory = Laboratory(self.data, {(cell.arm, cell.epsilon): self.constants}, simulator)
                 simulated.append(laboratory.compute(cell).auc)

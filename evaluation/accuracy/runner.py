@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 from rich.progress import (
@@ -99,7 +100,7 @@ def run_grid(options: Options) -> Results:
         console.print(f"- {len(wanted) - len(missing)} of {len(wanted)} cells are in {options.out} already")
     with _Shown(console, len(missing)) as shown, ExitStack() as stack:
         if options.jobs == 1:
-            laboratory = Laboratory(data, plan, stack.enter_context(Simulator(options.encryption)))
+            laboratory = Laboratory(data, plan, Simulator(options.encryption, _keys(stack)))
             results: Iterator[CellResult] = (laboratory.compute(cell) for cell in missing)
         else:
             results = _in_processes(stack, options, path, plan, missing)
@@ -185,14 +186,19 @@ _laboratory: Laboratory | None = None
 """A worker's own."""
 
 
-def _begin(parent: int, path: Path, plan: Plan, encryption: Encryption) -> None:
+def _keys(stack: ExitStack) -> Path:
+    """A folder for the simulated consortia, which goes with the run."""
+    return Path(stack.enter_context(TemporaryDirectory(prefix="cipherward-accuracy-")))
+
+
+def _begin(parent: int, path: Path, plan: Plan, encryption: Encryption, keys: Path) -> None:
     """In a new worker: end with the parent, leave Ctrl-C to it, load the data."""
     global _laboratory
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _laboratory = Laboratory(load(path), plan, Simulator(encryption))
+    _laboratory = Laboratory(load(path), plan, Simulator(encryption, keys))
 
 
 def _compute(cell: Cell) -> CellResult:
@@ -211,7 +217,7 @@ def _in_processes(
         min(options.jobs, len(cells)),
         get_context("spawn"),
         _begin,
-        (os.getpid(), path, plan, options.encryption),
+        (os.getpid(), path, plan, options.encryption, _keys(stack)),
     )
     stack.callback(_stop, pool)
     left = iter(cells)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import numpy as np
@@ -52,7 +53,8 @@ def main(
     """Print what was tried. Example: tuning features.npz --seeds 2"""
     data = load(features)
     typer.echo("arm         epsilon   rate   clip  AUC on val")
-    with Simulator(Encryption.SIMULATED) as simulator:
+    with TemporaryDirectory() as folder:
+        simulator = Simulator(Encryption.SIMULATED, Path(folder))
         for one, epsilon in product(arm or Arm, EPSILONS):
             if not one.defined_at(epsilon):
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,36 +30,33 @@ FULL = Schedule(
 )  # fmt: skip
 
 
-def test_one_federated_full_step_is_one_pooled_step() -> None:
+def test_one_federated_full_step_is_one_pooled_step(tmp_path: Path) -> None:
     """With every patient in one step and no privacy, the mean of the sites' moves is the pooled move."""
     sites, start = heart_cv.hospitals(0), weights.initial(HeartDisease(), 0)
-    with Simulator(Encryption.REAL) as simulator:
-        apart = simulator.federated(
-            HeartDisease(), sites, start, FULL, strategy="fedavg", sigma=0.0, patients=50
-        )
+    apart = Simulator(Encryption.REAL, tmp_path).federated(
+        HeartDisease(), sites, start, FULL, strategy="fedavg", sigma=0.0, patients=50
+    )
     together = baselines.pooled(HeartDisease(), sites, start, 3, FULL.local(0.0, 50))
-    assert np.allclose(apart.weights, together, atol=1e-5)
+    assert np.allclose(apart, together, atol=1e-5)
     assert np.abs(together).max() > 0.01
-    assert apart.clipped == 0
 
 
-def test_shared_noise_is_a_step_on_the_pooled_data() -> None:
+def test_shared_noise_is_a_step_on_the_pooled_data(tmp_path: Path) -> None:
     """dp-fedsgd's step differs from the pooled one by the noise alone: sigma sqrt(n / h), and the encoding's."""
     sites, start, sigma = heart_cv.hospitals(0), weights.initial(HeartDisease(), 0), 2.0
     clear = baselines.pooled(HeartDisease(), sites, start, 1, replace(FULL.local(1e-9, 50), steps=1))
     once = replace(FULL, rounds=1, clip_norm=1.0)
-    with Simulator(Encryption.SIMULATED) as simulator:
-        noise = [
-            simulator.federated(
-                HeartDisease(), sites, start, once, strategy="dp-fedsgd", sigma=sigma, patients=50
-            ).weights
-            - clear
-            for _ in range(40)
-        ]
-    scale = (
-        sigma * math.sqrt(4 / 3) * math.sqrt(1 + 16.1 / 256**2) / (4 * 50)
-    )  # h = 3; a unit is 1/256 of a share
-    found = np.std(noise) / scale
+    simulator = Simulator(Encryption.SIMULATED, tmp_path)
+    noise = [
+        simulator.federated(
+            HeartDisease(), sites, start, once, strategy="dp-fedsgd", sigma=sigma, patients=50
+        )
+        - clear
+        for _ in range(40)
+    ]
+    encoding = 16 + 1 / 12  # variance of a site's errors in units, of which a share of the noise has 16
+    scale = sigma * math.sqrt(4 / 3 * (1 + encoding / 16**2)) / (4 * 50)  # n = 4, h = 3
+    found = float(np.std(noise)) / scale
     assert found == pytest.approx(1.0, abs=0.1)  # 920 values: 4 sd
 
 
