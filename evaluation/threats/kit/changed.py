@@ -13,7 +13,7 @@ from cipherward.evaluation.threats.kit.changes import CHANGES
 
 def run() -> int:
     """Make the changes, KeyError for one that does not exist; run the command."""
-    for item in sys.argv[1].split(","):
+    for item in filter(None, sys.argv[1].split(",")):
         name, _, value = item.partition("=")
         CHANGES[name](value)
     return main(sys.argv[2:])

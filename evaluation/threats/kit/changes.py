@@ -229,3 +229,67 @@ def raw_sum(_: str) -> None:
 def scaled_sum(_: str) -> None:
     """One site's upload, times the number of contributors, is passed off as the sum."""
     _one_upload(times_cohort=True)
+
+
+@change
+def altered_sum(shift: str) -> None:
+    """The coordinator adds so much to the first value of the sum, without any key: quorum suite."""
+    from cipherward.coordinator.aggregation.local import LocalEngine
+
+    honest = LocalEngine.run
+
+    class Altering:
+        def __init__(self, adder: Any) -> None:
+            self._adder = adder
+
+        def __enter__(self) -> Any:
+            self._adder.__enter__()
+            return self
+
+        def __exit__(self, *error: Any) -> None:
+            self._adder.__exit__(*error)
+
+        def add(self, chunks: Any, index: int, length: int) -> bytes:
+            import numpy as np
+
+            total: bytes = self._adder.add(chunks, index, length)
+            if index:
+                return total
+            params = self._adder._params
+            residues = np.frombuffer(total, params.residue).astype(np.int64)
+            residues[0] = (residues[0] + round(float(shift) * params.scale)) % params.modulus
+            return bytes(residues.astype(params.residue).tobytes())
+
+    def wrongly(self: Any, job: Any, store: Any, stop: Any) -> Any:
+        adder = job.adder
+        return honest(self, replace(job, adder=lambda: Altering(adder())), store, stop)
+
+    _patch(LocalEngine, "run", wrongly)
+
+
+@change
+def keeps_everything(_: str) -> None:
+    """A coordinator that never deletes what it received."""
+    from cipherward.coordinator.blobs.blobs import Blobs
+    from cipherward.coordinator.store.chunks import ChunkTable
+
+    _patch(ChunkTable, "drop", lambda self, name: [])
+    _patch(Blobs, "delete", lambda self, names: None)
+
+
+@change
+def round_keys_on_disk(_: str) -> None:
+    """A site that writes its round key into its folder, as one would that survives restarts."""
+    import sys
+
+    from cipherward.durable import write_secret
+    from cipherward.site_agent.daemon.quorum.secrets import RoundSecrets
+
+    fresh, folder = RoundSecrets.fresh, Path(sys.argv[sys.argv.index("--dir") + 1])
+
+    def kept(self: Any, round_number: int, seconds: float) -> Any:
+        secret = fresh(self, round_number, seconds)
+        write_secret(folder / f"round-{round_number}.key", secret.key.to_bytes())
+        return secret
+
+    _patch(RoundSecrets, "fresh", kept)

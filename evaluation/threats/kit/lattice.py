@@ -26,6 +26,7 @@ from cipherward.crypto.quorum.public import SUITE
 from cipherward.crypto.quorum.ring import fold
 from cipherward.crypto.quorum.sampling import PublicPolynomials
 from cipherward.crypto.quorum.site import SITE_SIDE
+from cipherward.errors import VerificationError
 
 CONTEXT = b"a plan"
 SITES = 3
@@ -49,7 +50,8 @@ class Round:
     def opened(self, answers: dict[int, bytes]) -> NDArray[np.float64]:
         """What a site makes of these answers."""
         combined = next(SITE_SIDE.combine(self.params, answers, THRESHOLD, SITES))
-        assert combined.wrong == ()
+        if combined.wrong:
+            raise VerificationError("an answer does not fit the others")
         with SITE_SIDE.cipher(combined.key, CONTEXT) as cipher:
             return cipher.open_sum(self.chunks, LENGTH, SITES)
 

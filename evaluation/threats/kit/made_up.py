@@ -17,7 +17,7 @@ from cipherward.crypto import merkle
 from cipherward.crypto.labels import Label, digest, framed
 from cipherward.crypto.pki.store import Member
 from cipherward.crypto.quorum.sealed import Answering, Dealing
-from cipherward.crypto.quorum_records import check_answer_key, checkers, sealed_root
+from cipherward.crypto.quorum_records import check_answer_key, check_update_chunk, checkers, sealed_root
 from cipherward.crypto.records import Plan, StudyTrust, verify_plan
 from cipherward.crypto.sealing import SealingKey
 from cipherward.crypto.signing import record_digest, verify
@@ -347,6 +347,30 @@ class MadeUpSite(Caller):
             manifest_digest=self.trust.digest, close_digest=close, round=number, site=self.name, right=mine
         )
         self.post("PostSumCheck", Label.SUM_CHECK, check)
+
+    def check_sum(self, number: int, plan: Plan) -> list[int]:
+        """As an honest site: add up every chunk again, sign what was found; the wrong ones."""
+        close, record = self.closed(number)
+        total, wrong = self.sum_chunks(number), []
+        with suite(self.params.suite).chunk_adder(self.params) as adder:
+            for index in range(record.sum_chunk_count):
+                request = pb.GetUpdateChunksRequest(study=self.study, round=number, indices=[index])
+                found = self.fetch("GetUpdateChunks", request)
+                for message, contribution in zip(found, record.contributions, strict=True):
+                    check_update_chunk(message, record, contribution)
+                added = adder.add([message.data for message in found], index, self.length)
+                if merkle.leaf_hash(added) != merkle.leaf_hash(total[index]):
+                    wrong.append(index)
+        check = SumCheck(
+            manifest_digest=self.trust.digest,
+            close_digest=close,
+            round=number,
+            site=self.name,
+            right=[index for index in range(record.sum_chunk_count) if index not in wrong],
+            wrong=wrong,
+        )
+        self.post("PostSumCheck", Label.SUM_CHECK, check)
+        return wrong
 
     def sum_chunks(self, number: int) -> list[bytes]:
         """The encrypted sum."""
