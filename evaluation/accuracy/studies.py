@@ -32,7 +32,7 @@ from cipherward.site_agent.training.constants import DpSgd, PlainSgd
 DELTA = 1e-4
 LOSS_BOUND = 2.0
 _UNITS = 16
-"""Of the encoding that a site's noise has at least."""
+"""Of the encoding that a site's noise on the metrics has at least."""
 _BOUND = 64.0
 
 
@@ -113,8 +113,6 @@ def study_file(
             "delta": DELTA,
             "metrics": {"noise_multiplier": schedule.metrics_noise_multiplier},
         }
-    if shared:
-        dp["strategy"] = {"noise_range": noise_range(params)}
     return StudyFile.model_validate(
         {
             "study": {
@@ -141,12 +139,6 @@ def study_file(
             "deadlines": {"join_window": 300, "upload": 120, "acknowledge": 60, "unseal": 60, "verify": 120},
         }
     )
-
-
-def noise_range(params: QuorumParams) -> float:
-    """The widest that leaves one site's noise _UNITS units of the encoding: large sites' sums are then hardly ever
-    clipped, and the suite's own errors (a standard deviation of 4 units) add less than 4 % to the noise's."""
-    return min(256.0, params.scale / _UNITS)
 
 
 def metrics_scale(schedule: Schedule, params: QuorumParams, patients: float) -> float:

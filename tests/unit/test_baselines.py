@@ -54,8 +54,9 @@ def test_shared_noise_is_a_step_on_the_pooled_data(tmp_path: Path) -> None:
         - clear
         for _ in range(40)
     ]
-    encoding = 16 + 1 / 12  # variance of a site's errors in units, of which a share of the noise has 16
-    scale = sigma * math.sqrt(4 / 3 * (1 + encoding / 16**2)) / (4 * 50)  # n = 4, h = 3
+    scale = (
+        sigma * math.sqrt(4 / 3) / (4 * 50)
+    )  # n = 4, h = 3; the encoding's errors add 0.1 % of the variance
     found = float(np.std(noise)) / scale
     assert found == pytest.approx(1.0, abs=0.1)  # 920 values: 4 sd
 
