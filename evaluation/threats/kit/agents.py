@@ -13,14 +13,16 @@ from cipherward.crypto.records import StudyTrust
 from cipherward.durable import read_file
 from cipherward.evaluation.demo.consortium import DemoSite
 from cipherward.evaluation.demo.processes import Processes
-from cipherward.evaluation.demo.run import TASK, Options, hospital_parts, study_file
+from cipherward.evaluation.demo.run import hospital_parts
+from cipherward.evaluation.demo.studies import TASK, demo_study, study_file
 from cipherward.evaluation.demo.study import RunningStudy
 from cipherward.evaluation.threats.kit.service import CHANGED, Consortium
 from cipherward.proto.v1.study_pb2 import Manifest
-from cipherward.site_agent.tasks.heart_disease.defaults import HEART_STUDY
 from cipherward.site_agent.training.client import Trainer
 
 EPSILON, SEED = 3.0, 0
+SIGMA = 4.0
+"""The noise multiplier: less than epsilon allows for a round or a few."""
 
 
 class _Processes(Processes):
@@ -59,15 +61,15 @@ def run_study(
     """
     folder.mkdir(mode=0o700, parents=True)
     sources = hospital_parts(4)
-    options = Options(suite=suite, sites=4, rounds=rounds, epsilon=EPSILON, workdir=folder, json=None)
+    plan = demo_study("fedavg", rounds, EPSILON)
     consortium = Consortium(folder)
     for name, source in sources.items():
-        consortium.add_site(DemoSite(name, source, EPSILON, HEART_STUDY.delta), TASK, suite)
+        consortium.add_site(DemoSite(name, source, EPSILON, plan.training.delta), TASK, suite)
     trainer = Trainer(folder / "trainer" / "socket", log=folder / "trainer.log")
     with _Processes(folder / "logs", coordinator, sites) as processes:
         try:
             trainer.start()
-            consortium.sign_study(study_file(options, sources, 4.0), SEED, trainer)
+            consortium.sign_study(study_file(plan, suite, sources, SIGMA), SEED, trainer)
             study = RunningStudy(consortium, processes, list(sources), "cipherward.cli.app")
             study.start(folder / "trainer" / "socket")
             study.watch(lambda _: None, seconds=300)

@@ -209,6 +209,10 @@ def _swapped_keys(parties: Parties, seed: int) -> list[Case]:
     return cases
 
 
+def _checking(message: cp.ShareMessage, played: Round, member: str) -> Callable[[], object]:
+    return lambda: quorum_records.check_share(message, played.parties.trust, played.plan, member)
+
+
 def _resealed(parties: Parties, seed: int) -> Case:
     """Shares of zero in all other dealers' names: the answers then add up to the key of one update."""
     played, trained = Round(parties, parties.names), vectors(parties.names, LENGTH, seed + 1)
@@ -227,9 +231,7 @@ def _resealed(parties: Parties, seed: int) -> Case:
             message = cp.ShareMessage(
                 sealed=forged, index=honest.index, inclusion=honest.inclusion, commit=honest.commit
             )
-            told = _said(
-                lambda m=message, who=member: quorum_records.check_share(m, parties.trust, played.plan, who)
-            )  # type: ignore[misc]
+            told = _said(_checking(message, played, member))
             # Control: the seal alone, and the signed commit, but not that one lies under the other.
             verify_commit(message.commit, parties.trust, played.plan, dealer)
             vector.append(dealing.open(place, played.round_keys[member], forged))

@@ -17,6 +17,7 @@ import numpy as np
 
 from cipherward.crypto.quorum import shamir
 from cipherward.crypto.quorum.chunks import ChunkOpener
+from cipherward.crypto.quorum.decoding import PRIME
 from cipherward.errors import CipherwardError, VerificationError
 from cipherward.evaluation.threats.bypass import replaced
 from cipherward.evaluation.threats.kit import lattice
@@ -232,7 +233,7 @@ def _framed(seed: int) -> list[Case]:
         played.upload(name, trained[name])
     dealer, framed, reader = parties.names[-1], parties.names[1], parties.names[0]
     rng = np.random.default_rng(seed)
-    wrong = rng.integers(0, shamir.PRIME, shamir.COEFFICIENTS, dtype="<u4").tobytes()
+    wrong = rng.integers(0, PRIME, shamir.COEFFICIENTS, dtype="<u4").tobytes()
     played._shares[dealer, framed] = wrong  # sealed and signed for by the dealer: it opens
     who = parties.names
     exact = np.sum([trained[name].astype(np.float64) for name in who], axis=0)
