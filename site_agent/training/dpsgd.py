@@ -1,8 +1,7 @@
 """DP-SGD at one site (Abadi et al., CCS 2016), with the patient as the unit of privacy.
 
-Per-sample gradients come from Opacus's ``GradSampleModule``. Its data-loader path is not used: that takes the
-sampling rate from 1/len(loader) and the divisor from len(dataset), both of which depend on the data. Here
-every constant is the study's. One step:
+Opacus's data-loader path is not used: that takes the sampling rate from 1/len(loader) and the divisor from
+len(dataset), both of which depend on the data. Here every constant is the study's. One step:
 
 1. Poisson: each patient is in the batch with probability q, independently, from a CSPRNG.
 2. The gradients of a patient's records are summed; that sum is scaled to an L2 norm of at most C.
@@ -10,9 +9,9 @@ every constant is the study's. One step:
    results is rounded to a grid (``noise``).
 4. The result is divided by the constant divisor; the weights move by it times the learning rate.
 
-An empty batch takes the same noisy step. Sums and noise are float64; adding or removing a patient moves the
-sum by at most C, up to float32 rounding in the other patients' gradients (their kernels see another batch
-size).
+An empty batch takes the same noisy step. Sums within a batch are float32, between batches and with the noise
+float64; adding or removing a patient moves the sum by at most C, up to float32 rounding in the other patients'
+gradients (their kernels see another batch size).
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from cipherward.site_agent.training.gradients import PatientGradients
 from cipherward.site_agent.training.noise import Noise, gaussian_mechanism, noise_on
 
 _SMALL_MODEL = 100_000
+_CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 _MAX_THREADS = 8
 
 
@@ -66,9 +66,7 @@ def train(
     weights.assign(model, start)
     model.to(device)
     if device.type == "cpu":
-        # Threads cost a small model more than they give.
-        small = weights.count(model) < _SMALL_MODEL
-        torch.set_num_threads(1 if small else min(len(os.sched_getaffinity(0)), _MAX_THREADS))
+        torch.set_num_threads(cpu_threads(model))
     # Dropout and the like draw from torch's generator: they add no privacy, but must not repeat every round.
     torch.manual_seed(int.from_bytes(stream.bytes(8), "little"))
     reported = metrics.federated(task, model, records, constants, stream)
@@ -89,7 +87,7 @@ def train(
         dropped += not_finite
         if isinstance(constants, DpSgd):
             total = gaussian_mechanism(total, constants.noise_multiplier * constants.clip_norm, noise)
-        move = total * (constants.learning_rate / constants.divisor)
+        move = total.mul_(constants.learning_rate / constants.divisor)
         if proximal:
             # After the noise: it depends on released weights only.
             move += (constants.learning_rate * proximal) * (sampler.weights() - anchor)
@@ -101,6 +99,15 @@ def train(
             "training diverged", why="the weights grew beyond float32", fix="Lower the study's learning rate"
         )
     return TrainingResult(update, reported, dropped)
+
+
+def cpu_threads(model: torch.nn.Module) -> int:
+    """As many as a step of the model gains from: threads cost a small model without convolutions more than they
+    give."""
+    values = sum(parameter.numel() for parameter in model.parameters())
+    convolutions = any(isinstance(module, _CONVOLUTIONS) for module in model.modules())
+    small = values < _SMALL_MODEL and not convolutions
+    return 1 if small else min(len(os.sched_getaffinity(0)), _MAX_THREADS)
 
 
 def _part_of_the_sum(

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from cipherward.evaluation.bench.records import Record
 
 app = typer.Typer(
-    name="bench", help="Measure what encryption and rounds cost, here and now.", no_args_is_help=True
+    name="bench",
+    help="Measure what encryption, rounds and training cost, here and now.",
+    no_args_is_help=True,
 )
 
 Json = Annotated[Path | None, typer.Option("--json", help="Write the records to this file.")]
@@ -102,4 +104,26 @@ def coordinator(
 
     with Table("a coordinator under load") as table:
         run(figure or list(Figure), suite, sites, parameters, repeats, clients, table.add, table.note)
+    _finish(table.records, json)
+
+
+@app.command(epilog="Example: cipherward bench training --model small-cnn --json training.json")
+def training(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="head, small-cnn or resnet-18; repeat for several.  [default: all]"),
+    ] = None,
+    json: Json = None,
+) -> None:
+    """A step of DP-SGD beside the same step without privacy and beside plain Opacus, same batch, same run.
+
+    On one CPU thread, and on a GPU where there is one (in mixed precision): a linear head on 1,280 features, a small
+    CNN on 28 x 28 pictures, ResNet-18 on 224 x 224. The column "sites" is the batch. noise_share is the part of a
+    step that the secret noise takes; noise is the secret generator beside torch's own.
+    """
+    from cipherward.evaluation.bench.table import Table
+    from cipherward.evaluation.bench.training.run import ALL, run
+
+    with Table("a training step") as table:
+        run(model or ALL, table.add, table.note)
     _finish(table.records, json)
