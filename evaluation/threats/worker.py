@@ -7,7 +7,6 @@ import os
 import sys
 import time
 import traceback
-from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -77,18 +76,19 @@ class Running:
     def poll(self) -> Outcome | None:
         """What became of it, or None while it runs; ``said`` is its newest note."""
         limit = max(_LEAST_SECONDS, _HANG * self.row.seconds(self.fast))
-        with suppress(EOFError):
-            while self.receiver.poll():
+        while self.receiver.poll():
+            try:
                 told = self.receiver.recv()
-                if isinstance(told, str):
-                    self.said = told
-                    continue
+            except EOFError:  # it died, and said nothing of it
                 self._end()
-                if isinstance(told, Result):
-                    return Outcome(self.row, self.fast, self.seconds, told)
-                return self._failed("; ".join(str(part) for part in told if part))
-        if not self.process.is_alive() and not self.receiver.poll():
-            return self._failed(f"its process ended with {self.process.exitcode}")
+                return self._failed(f"its process ended with {self.process.exitcode}")
+            if isinstance(told, str):
+                self.said = told
+                continue
+            self._end()
+            if isinstance(told, Result):
+                return Outcome(self.row, self.fast, self.seconds, told)
+            return self._failed("; ".join(str(part) for part in told if part))
         if self.seconds > limit:
             self.stop()
             return self._failed(f"it did not end within {limit:.0f} s")

@@ -1,7 +1,10 @@
 """The threat runner: what a row's outcome is, the reports, exit statuses, and that every threat has its row."""
 
 import json
+import multiprocessing
+import os
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +12,13 @@ import pytest
 
 from cipherward.cli.app import main
 from cipherward.errors import UsageError
-from cipherward.evaluation.threats import registry
+from cipherward.evaluation.threats import registry, worker
 from cipherward.evaluation.threats.bypass import replaced
 from cipherward.evaluation.threats.outcome import Outcome, Verdict, write_json
 from cipherward.evaluation.threats.report import write_report
 from cipherward.evaluation.threats.row import Case, Interval, Picture, Result, Row
 from cipherward.evaluation.threats.statistics import advantage, hoeffding, proportion, split_level
+from cipherward.evaluation.threats.worker import Running
 
 PAGE = (Path(__file__).parents[2] / "docs" / "threat-model.md").read_text()
 FIELDS = ("id", "title", "control", "defended", "passed", "control_worked", "seconds")
@@ -108,6 +112,41 @@ def test_a_row_that_raises_or_fails_is_the_commands_failure(tmp_path, monkeypatc
     ):
         monkeypatch.setattr("cipherward.evaluation.threats.runner.run", lambda options, found=found: [found])
         assert main(["threats", "run", "--out", str(tmp_path)]) == 1
+
+
+def started(target, *arguments, silent=False):
+    """A row's process that does something else; ``silent``: its end of the pipe stays open."""
+    spawn = multiprocessing.get_context("spawn")
+    receiver, sender = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=target, args=arguments)
+    process.start()
+    if silent:
+        process.sender = sender
+    else:
+        sender.close()
+    return Running(row(), True, Path("T99.log"), process, receiver, time.monotonic())
+
+
+def polled(running):
+    deadline = time.monotonic() + 30
+    while (outcome := running.poll()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return outcome
+
+
+def test_a_row_that_dies_is_an_error():
+    outcome = polled(started(os._exit, 7))
+    assert outcome.verdict is Verdict.ERROR and "ended with 7" in outcome.reason
+
+
+def test_a_row_that_hangs_is_stopped(monkeypatch):
+    monkeypatch.setattr(worker, "_LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(worker, "_HANG", 0.1)
+    running = started(time.sleep, 600, silent=True)
+    outcome = polled(running)
+    assert outcome.verdict is Verdict.ERROR and "did not end" in outcome.reason
+    assert not running.process.is_alive()
 
 
 def test_there_is_no_other_row():
