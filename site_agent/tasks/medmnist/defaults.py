@@ -10,10 +10,10 @@ from __future__ import annotations
 from cipherward.site_agent.tasks.heart_disease.defaults import StudyDefaults
 
 HEAD_STUDY = StudyDefaults(
-    rounds=200,
+    rounds=100,
     steps=1,
-    sampling_rate=0.5,
-    divisor=1941.0,
+    sampling_rate=0.3,
+    divisor=1164.6,
     learning_rate=100.0,
     clip_norm=0.3,
     metrics_noise_multiplier=100.0,
