@@ -103,7 +103,7 @@ class Ghost:
         through = list(zip(seen.modules, seen.inputs, seen.outputs, strict=True))
         # What the graph holds (a layer's output, what came back to it, and what other layers made of it), and
         # one layer's parts at a time, but for its gradients: as they are small where they are made, as if at once.
-        held = sum(4 * output[0].numel() for output in seen.outputs)
+        held = sum(3 * output[0].numel() for output in seen.outputs)
         return cls(task, model, watch, held + max(layers.scratch(*each) for each in through))
 
     def clipped_sum(

@@ -1,6 +1,15 @@
 """Clipped sums of per-patient gradients on one site's records, by the fastest way that the model allows.
 
-Which way is fixed by the model and by how many records patients have, never by what is in them.
+Which way is fixed by the model and by how many records patients have, never by what is in them: closed form for one
+linear layer, else one backward pass (``ghost``) where the layers are known, else Opacus's hooks. Measured on one CPU
+thread of a busy machine, a clipped sum as a multiple of a step without privacy, with 1 and 4 records a patient:
+
+                                        this way           hooks              torch's vmap
+    linear head, 1,280 features, 1,024  1.0-1.5, 2.0-2.8   5.9-9.9, 4.9-5.8   8.3-14, 3.5-5.2
+    small CNN, 28 x 28, 64              1.5, 1.5           1.9, 1.7           2.1, 1.9
+    ResNet-18, 224 x 224, 8             1.3, 1.6           2.6, 1.9           1.8, 1.8
+
+The hooks know every model that Opacus does, so they stay for the rest; vmap is nowhere the fastest.
 """
 
 from __future__ import annotations
@@ -23,8 +32,8 @@ from cipherward.site_agent.training.layers import Slots
 
 _GRADIENT_VALUES = 1 << 25
 """Float32 values of per-sample (and of per-patient) gradients held at a time: 128 MB each."""
-_ACTIVATION_VALUES = {"cpu": 1 << 27, "cuda": 1 << 31}
-"""Float32 values that the layers of a batch hold at a time: 512 MB, and 8 GB on a GPU."""
+_ACTIVATION_VALUES = {"cpu": 1 << 28, "cuda": 1 << 31}
+"""Float32 values that the layers of a batch hold at a time: 1 GB, and 8 GB on a GPU."""
 
 
 class PatientGradients:
