@@ -30,6 +30,7 @@ Gradients = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 def gradients_of(task: Task, start: NDArray[np.float32]) -> Gradients:
     """The function (pixels (g, size, 1, side, side), labels (g, size)) -> summed gradients (g, P), float64."""
+    torch.set_num_threads(1)
     model = weights.build(task)
     weights.assign(model, start)
     parameters = {name: value.detach().double() for name, value in model.named_parameters()}

@@ -2,7 +2,8 @@
 
 Many models are trained, each on a random half of the records. For each record the scores of models that saw it and of
 those that did not are fitted by two Gaussians; a further model's score is judged by their ratio. Every model is the
-target once, judged by all others. Variances are taken over all records, as the paper does for few models (online attack).
+target once, judged by all others. Variances are taken over all records, as the paper does for few models.
+This is its online attack.
 """
 
 from __future__ import annotations

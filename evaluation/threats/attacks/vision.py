@@ -14,6 +14,7 @@ from torch import nn
 from cipherward.crypto.randomness import KeyStream
 from cipherward.errors import UsageError
 from cipherward.evaluation.threats.attacks.images import ImageSet, Pixels
+from cipherward.evaluation.threats.bypass import replaced
 from cipherward.proto.v1.study_pb2 import Manifest, RosterSite, Strategy
 from cipherward.site_agent.strategy.fedavg import STRATEGY
 from cipherward.site_agent.tasks.base import Records, Split, Task
@@ -122,7 +123,9 @@ def update(
     task: Task, site: Records, start: NDArray[np.float32], constants: SgdConstants
 ) -> NDArray[np.float32]:
     """What the site trains for real from the global weights ``start``: new minus old weights, (P,)."""
-    return dpsgd.train(task, site, start, constants, KeyStream()).update
+    # One thread: rows run side by side, and threads that wait for each other on a busy machine cost a hundredfold.
+    with replaced(dpsgd, "cpu_threads", lambda _: 1):
+        return dpsgd.train(task, site, start, constants, KeyStream()).update
 
 
 def as_gradient(moved: NDArray[np.floating[Any]], constants: SgdConstants) -> NDArray[np.float64]:

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cipherward.evaluation.threats.attacks import images, intervals, inversion, vision
-from cipherward.evaluation.threats.attacks.ciphertext import read_as_numbers, upload
+from cipherward.evaluation.threats.attacks.ciphertext import read_as_numbers
 from cipherward.evaluation.threats.attacks.images import Likeness, Pixels
+from cipherward.evaluation.threats.kit.stored_uploads import stored_uploads
 from cipherward.evaluation.threats.plots import images as pictures
 from cipherward.evaluation.threats.row import Context, Interval, Picture, Result, Row
 
@@ -37,10 +38,10 @@ def _side_by_side(true: Pixels, clear: Pixels, encrypted: Pixels) -> list[Pictur
 
 
 def run(context: Context) -> Result:
-    """Both attacks on both views."""
+    """Both attacks on the updates in clear, and on what a real coordinator stored of them."""
     found = images.chosen()
     rng = np.random.default_rng(context.seed)
-    count = 32 if context.fast else 128
+    count = 32 if context.fast else 96
     chosen = rng.choice(len(found.labels), (count, 1), replace=False)
     true, labels = found.pixels[chosen], found.labels[chosen]
     task = vision.VisionTask(found)
@@ -48,9 +49,9 @@ def run(context: Context) -> Result:
     constants = vision.plain_step(1)
     updates = [vision.update(task, vision.records(found.take(one)), start, constants) for one in chosen]
     seen: NDArray[np.float32] = np.stack(updates)
-    read = [
-        read_as_numbers(*upload(one, f"T01/{place}".encode()), len(one)) for place, one in enumerate(updates)
-    ]
+    context.note(f"{count} hospitals upload to a real coordinator")
+    params, stored = stored_uploads(context.folder / "service", updates, start)
+    read = [read_as_numbers(params, chunks, len(start)) for chunks in stored]
 
     gradients = inversion.gradients_of(task, start)
     views = {"clear": vision.as_gradient(seen, constants), "ciphertext": np.stack(read)}
@@ -91,7 +92,7 @@ ROW = Row(
     id="T01",
     title="Gradient inversion: images from one hospital's update",
     adversary="The coordinator, who knows the model's weights and what a round is, and follows the protocol",
-    holds="Everything that it stores of the upload: the ciphertext's bytes",
+    holds="What a real coordinator process stored of the upload over mutual TLS: the ciphertext's bytes",
     source="DLG: Zhu, Liu and Han, NeurIPS 2019; Inverting Gradients: Geiping, Bauermeister, Droege and Moeller, "
     "NeurIPS 2020",
     metric="SSIM of each reconstruction with its own image, less its mean SSIM with the other images",
