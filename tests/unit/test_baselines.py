@@ -57,7 +57,8 @@ def test_shared_noise_is_a_step_on_the_pooled_data(tmp_path: Path) -> None:
     scale = (
         sigma * math.sqrt(4 / 3) / (4 * 50)
     )  # n = 4, h = 3; the encoding's errors add 0.1 % of the variance
-    found = float(np.std(noise)) / scale
+    # Around each coordinate's mean: a site's largest coordinates are cut before the noise.
+    found = math.sqrt(float(np.var(noise, axis=0, ddof=1).mean())) / scale
     assert found == pytest.approx(1.0, abs=0.1)  # 920 values: 4 sd
 
 
