@@ -45,7 +45,7 @@ def test_every_figure(tmp_path: Path) -> None:
         "ingest", "peak_memory", "round", "restart", "checking", "checking_down",
     }  # fmt: skip
     ingest = records["ingest", quorum]
-    assert 0 < ingest["value"] < ingest["baseline"]
+    assert ingest["value"] > 0 and ingest["baseline"] > 0  # which is faster is the benchmark's to say
     assert 50 < records["peak_memory", quorum]["value"] < 400
     assert 0 < records["restart", shared]["value"] < 30
     assert {suite for figure, suite in records if figure == "round"} == {quorum, shared}
