@@ -160,7 +160,7 @@ def test_dockerfile(role: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert option(command, "--dir") == state
         assert dict(steps)["EXPOSE"] == port
         assert f"127.0.0.1:{option(command, '--metrics-port')}/healthz" in dict(steps)["HEALTHCHECK"]
-        assert ".[site]" not in dockerfile.read_text()
+        assert ".[site]" not in dockerfile.read_text() and "'.[postgresql]'" in dockerfile.read_text()
 
 
 def test_compose(capsys: pytest.CaptureFixture[str]) -> None:
