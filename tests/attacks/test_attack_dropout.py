@@ -250,6 +250,11 @@ def test_whoever_vanishes_the_sum_is_right_or_the_round_ends_cleanly(count):
     }
     assert expected <= histories.ends.keys()
     assert histories.covered == 6**count, "a history was left out"
+    if (
+        count > histories.cohort
+    ):  # Flower 1.41 fails the round over one dropout in its first two stages (2026)
+        opened = {(len(plan), len(who)) for number, plan, who, _ in histories._models if number == 1}
+        assert {(count - 1, count - 1), (count, count - 1)} <= opened, "before its join; during its upload"
     # t members that stay to the end are enough, and one fewer is not.
     assert any(len(answered) == histories.threshold for *_, answered in histories._models)
 

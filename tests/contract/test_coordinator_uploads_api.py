@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 
 from cipherward.crypto.labels import Label
@@ -56,6 +57,23 @@ async def test_uploads_resume_and_are_checked(world: Any, updates: Any) -> None:
         stored = (await anna.stub.GetUploadState(header)).chunks_stored
         assert (await anna.send("Upload", anna.messages(header, chunks, stored))).chunks_stored == len(chunks)
         await anna.stub.PostCommit(pb.PostRequest(study="trial", record=record))
+
+
+async def test_no_bit_that_flips_on_the_way_is_taken(world: Any, updates: Any) -> None:
+    """28 of 40 opened to garbage without an error in NVIDIA FLARE 2.9.0 (2026)."""
+    async with world.running(world.folder) as address:
+        sites, chunk = await world.planned(address), updates[0][1][0]
+        places = np.random.default_rng(28).choice(8 * len(chunk), 40, replace=False).tolist()
+        for site, some in zip(sites, (places[:10], places[10:20], places[20:30], places[30:]), strict=True):
+            header = await site.header(1)
+            for place in some:
+                flipped = bytearray(chunk)
+                flipped[place // 8] ^= 1 << place % 8
+                message = pb.UploadMessage(index=0, data=bytes(flipped), leaf_hash=leaf_hash(chunk))
+                async with world.refused(FormatError, "damaged"):
+                    await site.send("Upload", iter([pb.UploadMessage(header=header), message]))
+            assert (await site.stub.GetUploadState(header)).chunks_stored == 0
+            assert await site.upload(1, updates[0][1]) == len(updates[0][1])
 
 
 async def test_a_broken_upload_keeps_what_came_whole(world: Any, updates: Any) -> None:

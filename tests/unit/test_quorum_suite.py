@@ -242,6 +242,24 @@ def test_a_repeated_random_source_is_hedged(monkeypatch):
     assert SITE.generate_key(params, b"a").spend(b"other plan")[1] != secrets[0][1]
 
 
+def test_every_key_has_256_fresh_bits(monkeypatch):
+    """Flower 1.41 seeds its pairwise masks with at most 28 bits (2026). No fewer than 256 go into a key here."""
+    asked, urandom = [], os.urandom
+
+    def drawn(count):
+        asked.append(count)
+        return urandom(count)
+
+    monkeypatch.setattr(os, "urandom", drawn)
+    params = SUITE.parameters("q32", None, 4)
+    streams = {SITE.generate_key(params, b"").spend(CONTEXT)[1] for _ in range(5)}
+    assert asked == [32] * 5 and len(streams) == 5
+    assert {len(stream) for stream in streams} == {32}
+    for short in (b"", bytes(4), bytes(31)):
+        with pytest.raises(UsageError, match="32 random bytes"):
+            QuorumKey(params, short, b"hedge")
+
+
 def test_without_a_repeat_nothing_repeats():
     params = SUITE.parameters("q32", None, 4)
     vector = np.zeros(4096)

@@ -160,6 +160,18 @@ def test_every_threat_has_a_row_and_a_place_in_the_threat_model():
     assert sorted(re.findall(r"^\| (T\d\d) \|", PAGE, re.MULTILINE)) == sorted(registry.THREATS)
 
 
+def test_each_failure_of_another_system_has_a_test_that_exists():
+    table = PAGE.partition("## Failures of other systems, as tests here\n")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 14
+    for line in rows:
+        named = re.findall(r"`(tests/[^`]+)`", line)
+        assert named, line
+        for path, _, name in (one.partition("::") for one in named):
+            text = (Path(__file__).parents[2] / path).read_text()
+            assert re.search(rf"^(async )?def {name}\(", text, re.MULTILINE), f"{path}::{name}"
+
+
 def test_listing_names_every_threat(capsys):
     assert main(["threats", "list"]) == 0
     shown = capsys.readouterr().out
