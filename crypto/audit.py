@@ -34,6 +34,9 @@ class StudyAudit:
     """Closed rounds whose sum was not recomputed, by the reason."""
     left_out: list[tuple[int, str]] = field(default_factory=list)
     """Round and site: it committed and is not in U (quorum: its shares did not open, or too late)."""
+    not_reported: list[tuple[int, str]] = field(default_factory=list)
+    """Round and site: it is in U, and there is no model report of it. A site need not report; no signed record says
+    that it did."""
     finding: Finding | None = None
     """The first thing that is wrong."""
 
@@ -53,5 +56,8 @@ class StudyAudit:
         self.joins += len(verified.plan.joins) if verified.plan else 0
         self.commits += len(verified.commits)
         self.reports += len(evidence.reports or ())
+        if isinstance(verified.ending, Closed) and evidence.reports is not None:
+            silent = [site for site in verified.ending.cohort if site not in evidence.reports]
+            self.not_reported += [(verified.number, site) for site in silent]
         self.left_out += [(verified.number, site) for site in verified.left_out]
         self.transcript = verified.transcript

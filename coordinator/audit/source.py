@@ -16,6 +16,7 @@ from cipherward.coordinator.blobs.blobs import Blobs
 from cipherward.coordinator.daemon.folder import blobs_url
 from cipherward.coordinator.daemon.inspect import stored_url
 from cipherward.coordinator.daemon.view import sum_set, update_prefix
+from cipherward.coordinator.rounds.state import State
 from cipherward.coordinator.store.chunks import ChunkSet, Place
 from cipherward.coordinator.store.database import MIGRATIONS, Transaction
 from cipherward.coordinator.store.studies import COMMIT, REPORT
@@ -42,6 +43,7 @@ class StoredStudy:
     """The newest that had a close or abort record."""
     transcript: bytes
     """After it, as the coordinator has it."""
+    state: State
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class RoundLook:
     """What the store has of one round: its records, and the ciphertexts that are kept."""
 
     evidence: RoundEvidence
+    posts: Mapping[str, Mapping[str, Signed]]
+    """All that sites posted, by kind and site."""
     updates: Mapping[tuple[str, int], KeptSet]
     """By site and attempt."""
     total: KeptSet
@@ -115,7 +119,8 @@ class Source:
             for row in rows:
                 number = row.state.round
                 closed = t.studies.record(row.study, number, RECORD_KIND_CLOSE) is not None
-                found.append(StoredStudy(row.study, number, number if closed else number - 1, row.transcript))
+                ended = number if closed else number - 1
+                found.append(StoredStudy(row.study, number, ended, row.transcript, row.state))
         return found
 
     def manifests(self, study: str) -> list[Signed]:
@@ -131,20 +136,21 @@ class Source:
     def round(self, study: str, number: int) -> RoundLook:
         """What there is of that round."""
         with self._look() as t:
+            posts = t.studies.all_posts(study, number)
             evidence = RoundEvidence(
                 number,
                 t.studies.record(study, number, RECORD_KIND_ROUND),
                 t.studies.record(study, number, RECORD_KIND_PLAN),
                 t.studies.record(study, number, RECORD_KIND_CLOSE),
-                t.studies.round_posts(study, number, COMMIT),
-                t.studies.round_posts(study, number, REPORT),
+                posts.get(COMMIT, {}),
+                posts.get(REPORT, {}),
             )
             prefix = update_prefix(study, number)
             updates = {}
             for name in t.chunks.names(prefix):
                 site, _, attempt = name.removeprefix(prefix).partition("/")
                 updates[site, int(attempt)] = KeptSet(t.chunks.load(name))
-            return RoundLook(evidence, updates, KeptSet(t.chunks.load(sum_set(study, number))))
+            return RoundLook(evidence, posts, updates, KeptSet(t.chunks.load(sum_set(study, number))))
 
     def chunks(self, kept: KeptSet, ahead: int) -> Iterator[bytes]:
         """The chunks in order, read ``ahead`` bytes at a time, or one where it is larger.

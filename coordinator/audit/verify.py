@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from cipherward.coordinator.audit.ciphertexts import Checked, Ciphertexts
+from cipherward.coordinator.audit.posts import PostCheck
 from cipherward.coordinator.audit.source import Gone, Source, StoredStudy
 from cipherward.coordinator.daemon.manifests import METRIC_VALUES
 from cipherward.crypto.audit import NOT_KEPT, StudyAudit
@@ -60,6 +61,7 @@ class Auditor:
         verified = history.add(look.evidence)
         self._check_head(stored, history, number)
         audit.count(verified, look.evidence)
+        PostCheck(look.posts, look.evidence, verified).check(stored.state)
         self._check_contributors(verified)
         self._ciphertexts(Ciphertexts(self._source, look, verified, _length(verified)), verified, audit)
 

@@ -153,6 +153,16 @@ class StudyTable:
         made = {row.site: row.signed for row in self._connection.execute(found)}
         return {site: _signed(made[site]) for site in sorted(made)}
 
+    def all_posts(self, study: str, round_number: int) -> dict[str, dict[str, Signed]]:
+        """Everything that is stored of the round, by kind and site, in order."""
+        found = select(posts.c.kind, posts.c.site, posts.c.signed).where(
+            posts.c.study == study, posts.c.round == round_number
+        )
+        made: dict[str, dict[str, Signed]] = {}
+        for row in sorted(self._connection.execute(found), key=lambda row: (row.kind, row.site)):
+            made.setdefault(row.kind, {})[row.site] = _signed(row.signed)
+        return made
+
     def posts_of(
         self, study: str, round_number: int, kind: str, sites: Sequence[str]
     ) -> list[tuple[str, Signed]]:

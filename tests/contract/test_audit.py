@@ -152,8 +152,8 @@ async def hub(world: Any) -> tuple[Path, Any]:
 class Store:
     """A copy of the folder, to be tampered with."""
 
-    def __init__(self, folder: Path, key: SigningKey) -> None:
-        self.folder, self.key = folder, key
+    def __init__(self, folder: Path, key: SigningKey, keys: dict[str, SigningKey] | None = None) -> None:
+        self.folder, self.key, self.keys = folder, key, keys or {}
 
     def sql(self, statement: str, *values: Any, rows: int = 1) -> None:
         with sqlite3.connect(self.folder / "coordinator.db") as connection:
@@ -197,8 +197,12 @@ class Store:
         self.sql("UPDATE records SET signed = ? WHERE round = ? AND kind = ?", raw, number, kind)
 
     def forget_reports(self, number: int) -> None:
-        """They name the close record, and nobody can sign others in the sites' names."""
+        """They name the close record, and nobody can sign others in the sites' names. In the coordinator's own state
+        as well, if the round is the newest."""
         self.sql("DELETE FROM posts WHERE round = ? AND kind = 'report'", number, rows=4)
+        state = json.loads(self.one("SELECT state FROM studies")[0])
+        if state["round"] == number:
+            self.sql("UPDATE studies SET state = ?", json.dumps({**state, "reports": {}}))
 
     def resign(
         self, number: int, kind: int, change: Callable[[Any], None], key: SigningKey | None = None
@@ -281,6 +285,38 @@ def forged_manifest(store: Store) -> None:
     store.sql("UPDATE manifests SET signed = ?", forged.SerializeToString())
 
 
+def flipped_post(store: Store, number: int, kind: str, site: str, part: str = "payload") -> None:
+    """One bit of what a site posted, the plan and close records being as they were."""
+    where = (number, kind, site)
+    (raw,) = store.one("SELECT signed FROM posts WHERE round = ? AND kind = ? AND site = ?", *where)
+    signed = Signed.FromString(raw)
+    content = bytearray(getattr(signed, part))
+    content[-1] ^= 1
+    setattr(signed, part, bytes(content))
+    change = "UPDATE posts SET signed = ? WHERE round = ? AND kind = ? AND site = ?"
+    store.sql(change, signed.SerializeToString(), *where)
+
+
+def removed_post(store: Store, number: int, kind: str, site: str) -> None:
+    store.sql("DELETE FROM posts WHERE round = ? AND kind = ? AND site = ?", number, kind, site)
+
+
+def join_of_another_round(store: Store) -> None:
+    """A post that the site did sign, for round 1."""
+    (signed,) = store.one("SELECT signed FROM posts WHERE round = 1 AND kind = 'join' AND site = 'bert'")
+    store.sql("UPDATE posts SET signed = ? WHERE round = 2 AND kind = 'join' AND site = 'bert'", signed)
+
+
+def other_join(store: Store, site: str = "cora") -> None:
+    """A second, right join of the same site for the same round, as a hospital and the coordinator can make it."""
+    plan = round_pb2.PlanRecord.FromString(store.record(2, PLAN).payload)
+    index = next(at for at, join in enumerate(plan.joins) if join.signer.endswith(site))
+    join = round_pb2.Join.FromString(plan.joins[index].payload)
+    join.round_key = SealingKey.generate().public()
+    signed = store.keys[site].sign(Label.JOIN, join, plan.joins[index].signer).SerializeToString()
+    store.sql("UPDATE posts SET signed = ? WHERE round = 2 AND kind = 'join' AND site = ?", signed, site)
+
+
 CHANGES: dict[str, tuple[Callable[[Store], object], tuple[int | None, str | None, int | None, str]]] = {
     "a byte of an update": (
         lambda s: s.flip("2/update/bert/1", 1),
@@ -307,7 +343,7 @@ CHANGES: dict[str, tuple[Callable[[Store], object], tuple[int | None, str | None
     ),
     "a round removed": (
         no_round,
-        (2, None, None, "its close or abort record is missing, and round 3 follows"),
+        (2, None, None, "sites joined it, and its round record is missing"),
     ),
     "rounds reordered": (reordered, (2, None, None, "a round record is of round 3, not 2")),
     "a close record signed again, the reports left": (
@@ -350,6 +386,45 @@ CHANGES: dict[str, tuple[Callable[[Store], object], tuple[int | None, str | None
         lambda s: s.sql("DELETE FROM posts WHERE round = 1 AND kind = 'commit' AND site = 'dora'"),
         (1, "dora", None, "its commit is missing from the store"),
     ),
+    "a stored join changed": (
+        lambda s: flipped_post(s, 2, "join", "cora"),
+        (2, "cora", None, "the signature on a join"),
+    ),
+    "the signature of a stored join": (
+        lambda s: flipped_post(s, 3, "join", "anna", "signature"),
+        (3, "anna", None, "the signature on a join"),
+    ),
+    "another round's join": (join_of_another_round, (2, "bert", None, "a join is of round 1, not 2")),
+    "another join of the site, signed": (
+        other_join,
+        (2, "cora", None, "the plan record counts another join than the one it posted"),
+    ),
+    "a join forgotten": (
+        lambda s: removed_post(s, 2, "join", "bert"),
+        (2, "bert", None, "its join is in the plan record and missing from the store"),
+    ),
+    "a stored commit changed": (
+        lambda s: flipped_post(s, 1, "commit", "dora"),
+        (1, "dora", None, "the signature on a commit"),
+    ),
+    "a stored commit outside U changed": (
+        lambda s: flipped_post(s, 2, "commit", "dora"),
+        (2, "dora", None, "the signature on a commit"),
+    ),
+    "a stored report changed": (
+        lambda s: flipped_post(s, 3, "report", "bert"),
+        (3, "bert", None, "the signature on a model report"),
+    ),
+    "the reports forgotten that the next round rests on": (
+        lambda s: s.sql("DELETE FROM posts WHERE round = 3 AND kind = 'report' AND site != 'anna'", rows=3),
+        (4, None, None, "it starts from a model that neither"),
+    ),
+    "a post of no known kind": (
+        lambda s: s.sql(
+            "UPDATE posts SET kind = 'note' WHERE round = 1 AND kind = 'report' AND site = 'bert'"
+        ),
+        (1, None, None, "the store has posts of an unknown kind 'note'"),
+    ),
     "the newest record forgotten": (
         lambda s: s.sql("DELETE FROM records WHERE round = 4 AND kind = 3"),
         (3, None, None, "the head of the transcript is not the hash of the records up to this round"),
@@ -373,11 +448,12 @@ async def test_what_was_changed_is_named(hub: tuple[Path, Any], tmp_path: Path, 
     )
     assert study["sums_added_up"] == [1, 2, 3] and study["sums_not_added_up"] == []
     assert study["left_out"] == [{"round": 2, "site": "dora"}] and study["transcript_round"] == 4
+    keys = {member.identity.name: member.signing_key for member in world.members}
     for what, (change, expected) in CHANGES.items():
         copy = tmp_path / "tampered"
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(folder, copy)
-        change(Store(copy, world.coordinator.signing_key))
+        change(Store(copy, world.coordinator.signing_key, keys))
         *place, said = wrong(audit(capsys, copy))
         assert (*place,) == expected[:3] and expected[3] in said, (what, place, said)
 
@@ -422,6 +498,20 @@ async def test_the_shared_key_suite(world: Any, updates: Any, tmp_path: Path, ca
             await world.each(site.report(number, bytes([number]) * 32) for site in sites)
     (study,) = audit(capsys, world.folder)["studies"]
     assert study["right"] and study["sums_added_up"] == [1, 2]
+    assert study["not_reported"] == []
+    # What the coordinator's own state names is missed; of older rounds that there is none is said.
+    for kind in ("join", "commit", "report"):
+        spoiled = tmp_path / f"without-{kind}"
+        shutil.copytree(world.folder, spoiled)
+        removed_post(Store(spoiled, world.coordinator.signing_key), 2, kind, "bert")
+        assert wrong(audit(capsys, spoiled))[:2] == (2, "bert"), kind
+    spoiled = tmp_path / "silent"
+    shutil.copytree(world.folder, spoiled)
+    removed_post(Store(spoiled, world.coordinator.signing_key), 1, "report", "cora")
+    (study,) = audit(capsys, spoiled)["studies"]
+    assert study["right"] and study["not_reported"] == [{"round": 1, "site": "cora"}]
+    main(["audit", "verify", "--dir", str(spoiled)])
+    assert "no model report of round 1: cora" in capsys.readouterr().out
     # The coordinator itself changes the last round, and everything behind it; the sites' reports it cannot.
     for change, expected in (
         (altered_sum, (2, None, 1, "the sum's chunk is not the sum of the updates")),

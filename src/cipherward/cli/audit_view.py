@@ -83,6 +83,7 @@ def to_json(audit: StudyAudit) -> dict[str, Any]:
             {"rounds": rounds, "reason": reason} for reason, rounds in audit.not_added.items()
         ],
         "left_out": [{"round": number, "site": site} for number, site in audit.left_out],
+        "not_reported": [{"round": number, "site": site} for number, site in audit.not_reported],
     }
 
 
@@ -119,6 +120,8 @@ def _print(audit: StudyAudit) -> None:
         typer.echo(f"  not checked: the sum of {_rounds(rounds)}; {reason}")
     for number, site in audit.left_out:
         typer.echo(f"  left out of the sum of round {number}: {site}, which had committed")
+    for number, site in audit.not_reported:
+        typer.echo(f"  no model report of round {number}: {site}, whose update is in the sum")
     typer.echo(f"  transcript after round {audit.ended}: {audit.transcript.hex()}")
 
 
