@@ -4,6 +4,7 @@ coordinator checks the same again: nobody relies on somebody else having looked.
 from __future__ import annotations
 
 from cipherward.crypto.pki.requests import SEALING_KEY_BYTES
+from cipherward.crypto.requirements import SMALLEST
 from cipherward.crypto.requirements import need as _need
 from cipherward.crypto.requirements import positive as _positive
 from cipherward.crypto.requirements import unique as _unique
@@ -104,7 +105,8 @@ def _check_training(manifest: Manifest) -> None:
 
 def _check_constants(training: DpPolicy | PlainTraining) -> None:
     rate = training.sampling_rate
-    _need(0 < rate <= 1, f"the sampling rate q is {rate:g}", "it must lie in (0, 1]")
+    # Patients are drawn by numbers of 53 bits: a rate near 2^-53 would not be the one that is accounted for.
+    _within(rate, SMALLEST, 1, "the sampling rate q")
     _within(training.steps, 1, MAX_STEPS, "the number of steps a round")
     _positive(training.learning_rate, "the learning rate")
     _positive(training.metrics.loss_bound, "the bound on a patient's loss")

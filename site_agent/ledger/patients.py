@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
@@ -15,6 +14,7 @@ from cipherward.crypto.labels import Label, digest, framed
 from cipherward.durable import read_secret, write_secret
 from cipherward.errors import FormatError, UsageError
 from cipherward.ids import DIGEST_BYTES, Digest
+from cipherward.site_agent.patient_ids import canonical
 
 KEY_BYTES = 32
 
@@ -44,7 +44,7 @@ class PatientKey:
 
     def digest(self, patient_id: str) -> Digest:
         """HMAC-SHA256 of one patient's id. Spaces around it and Unicode spelling variants don't matter."""
-        name = unicodedata.normalize("NFC", patient_id).strip()
+        name = canonical(patient_id)
         if not name:
             raise UsageError("a patient id is empty", why="privacy is counted per patient")
         return self._mac(b"id", name.encode())

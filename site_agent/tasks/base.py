@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
 from cipherward.errors import UsageError
+from cipherward.site_agent.patient_ids import canonical
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,8 @@ class Records:
     """A site's data: n records of some number of patients.
 
     ``features``: (n, ...) whatever the task's model takes. ``labels``: (n,) or (n, ...) as its loss takes.
-    ``patient_ids``: n strings; a patient may have many records, and it is the patient who is protected.
+    ``patient_ids``: n strings; a patient may have many records, and it is the patient who is protected. They are
+    brought to the ledger's spelling: a patient in two spellings would be clipped as two, and charged as one.
     Raises UsageError if the lengths differ or an id is empty.
     """
 
@@ -45,6 +47,7 @@ class Records:
                 "the task loaded records that do not fit together",
                 why=f"there are {counts[0]} features, {counts[1]} labels and {counts[2]} patient ids",
             )
+        object.__setattr__(self, "patient_ids", tuple(map(canonical, self.patient_ids)))
         if not all(self.patient_ids):
             raise UsageError(
                 "the task loaded a record without a patient id",

@@ -4,7 +4,7 @@ digest: what has not been checked must not be executed."""
 from __future__ import annotations
 
 import sys
-from importlib.machinery import ModuleSpec
+from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES, ModuleSpec
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from cipherward.site_agent.tasks.base import Task
 GROUP = "cipherward.tasks"
 SOURCE_SUFFIXES = frozenset({".py", ".csv", ".tsv", ".json", ".toml", ".yaml", ".yml"})
 """Code and the data or schema files that it reads. Compiled caches, licences and notes do not count."""
+COMPILED_SUFFIXES = frozenset(Path(f"x{end}").suffix for end in (*EXTENSION_SUFFIXES, *BYTECODE_SUFFIXES))
+"""Of modules that Python imports as they are; an extension even before a source file of the same name."""
 
 
 def names() -> list[str]:
@@ -66,7 +68,8 @@ def find(name: str) -> Task:
 
 def task_digest(name: str) -> Digest:
     """What the manifest and the hospital's policy pin: SHA-256 over the task's name, the object that the
-    entry point names, and every source file of its package (path relative to it and content, sorted by path).
+    entry point names, and every source file and compiled module of its package (path relative to it and content,
+    sorted by path).
 
     The package is the folder of the module that the entry point names, with its subfolders; for a module
     outside any package, that one file. Code that it imports from elsewhere is not covered. torch is not
@@ -103,7 +106,9 @@ def _sources(entry: EntryPoint) -> tuple[Path, list[Path]]:
     files = (
         path
         for path in module.parent.rglob("*")
-        if path.suffix in SOURCE_SUFFIXES and "__pycache__" not in path.parts and path.is_file()
+        if path.suffix in SOURCE_SUFFIXES | COMPILED_SUFFIXES
+        and "__pycache__" not in path.parts
+        and path.is_file()
     )
     return module.parent, sorted(files, key=lambda path: path.relative_to(module.parent).as_posix())
 

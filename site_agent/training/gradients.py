@@ -29,6 +29,7 @@ from cipherward.site_agent.training.ghost import Ghost
 from cipherward.site_agent.training.head import Head
 from cipherward.site_agent.training.hooks import Hooks
 from cipherward.site_agent.training.layers import Slots
+from cipherward.site_agent.training.separation import mixes_records
 
 _GRADIENT_VALUES = 1 << 25
 """Float32 values of per-sample (and of per-patient) gradients held at a time: 128 MB each."""
@@ -46,6 +47,12 @@ class PatientGradients:
             raise UsageError(
                 f"the model of task {task.name!r} cannot be trained privately",
                 why=str(problems[0]).splitlines()[0],
+            )
+        if mixes_records(task, model, records):
+            raise UsageError(
+                f"the task {task.name!r} cannot be trained privately",
+                why="what it makes of a record depends on the other records of its batch",
+                fix="Normalise within a record, as GroupNorm does, and weight losses by constants",
             )
         self._task = task
         self._model = model

@@ -191,6 +191,13 @@ def test_malformed_images_are_explained(path: Path, change: dict[str, Any], prob
     assert str(caught.value).isprintable()
 
 
+def test_one_record_with_several_ids_is_explained(path: Path) -> None:
+    one = {"train_images": np.zeros((1, 28, 28), np.uint8), "train_labels": np.zeros(1, np.uint8)}
+    np.savez(path, train_patients=np.array([["a", "b", "c"]]), **one)
+    with pytest.raises(UsageError, match="one text a record"):
+        images(str(path), ("train",))
+
+
 def nan(row: int, column: int) -> np.ndarray[Any, Any]:
     values: np.ndarray[Any, Any] = features()["train_features"]
     values[row, column] = np.nan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,17 @@ def test_the_digest_covers_every_source_file_and_its_name(plugins: Path) -> None
     (plugins / "own/__pycache__").mkdir()
     (plugins / "own/__pycache__/task.py").write_text("nor do caches")
     assert not changed()
+
+
+@pytest.mark.parametrize("ending", [EXTENSION_SUFFIXES[0], ".abi3.so", ".pyc"])
+def test_the_digest_covers_compiled_modules(plugins: Path, ending: str) -> None:
+    """Python would import an extension in the place of the source file that the hospital read."""
+    install(
+        plugins, "own", "own.task:Own", {"own/__init__.py": "", "own/task.py": "x = 1", "own/inner.py": ""}
+    )
+    before = registry.task_digest("own")
+    (plugins / f"own/inner{ending}").write_bytes(b"\x7fELF")
+    assert registry.task_digest("own") != before
 
 
 def test_the_digest_depends_on_the_object_and_not_on_the_place(plugins: Path, tmp_path: Path) -> None:

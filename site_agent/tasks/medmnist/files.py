@@ -196,7 +196,7 @@ def _labels(archive: Archive, name: str, classes: int) -> NDArray[np.int64]:
 def _texts(archive: Archive, name: str) -> list[str]:
     """Text or whole numbers as text, without blanks around it. The message must not quote a value."""
     member = archive.members[name]
-    if member.dtype.kind not in "SUui" or len([one for one in member.shape if one != 1]) > 1:
+    if member.dtype.kind not in "SUui" or any(one != 1 for one in member.shape[1:]):
         raise archive.problem(f"{name} is {member.dtype} of shape {member.shape}", "Use one text a record")
     values = archive.whole(name).reshape(-1)
     if (

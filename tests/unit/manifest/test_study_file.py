@@ -68,6 +68,8 @@ def test_a_study_without_privacy_says_so_in_full(kit):
         ([("rounds = 5", f"rounds = {2**40}")], "out of range"),
         ([("sampling_rate = 0.25", "sampling_rate = 0.0")], "sampling rate q"),
         ([("sampling_rate = 0.25", "sampling_rate = 1.01")], "sampling rate q"),
+        # Drawn by 53-bit numbers it would be 2^-53, a hundred times what is accounted for.
+        ([("sampling_rate = 0.25", "sampling_rate = 1e-18")], "sampling rate q"),
         ([("steps = 10", "steps = 0")], "number of steps"),
         ([("steps = 10", "steps = -1")], "out of range"),
         ([("learning_rate = 1.0            #", "learning_rate = -1.0 #")], "learning rate"),
