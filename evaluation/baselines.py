@@ -14,7 +14,7 @@ from cipherward.errors import UsageError
 from cipherward.site_agent.tasks.base import Records, Task
 from cipherward.site_agent.training import metrics, weights
 from cipherward.site_agent.training.constants import SgdConstants
-from cipherward.site_agent.training.dpsgd import train
+from cipherward.site_agent.training.dpsgd import Training
 
 Weights = NDArray[np.float32]
 
@@ -30,9 +30,9 @@ class SiteData:
 
 def alone(task: Task, site: SiteData, start: Weights, rounds: int, constants: SgdConstants) -> Weights:
     """One hospital trains by itself. Returns the final weights, (P,)."""
-    model = start
+    training, model = Training(task, site.train), start
     for _ in range(rounds):
-        model = model + train(task, site.train, model, constants, KeyStream()).update
+        model = model + training.round(model, constants, KeyStream()).update
     return model
 
 

@@ -6,7 +6,7 @@ Every repeat draws another third of each hospital's patients for testing (of eac
 fresh privacy noise: each hospital alone, federated averaging with local noise, dp-fedsgd, and all patients pooled, at
 the same privacy, and pooled without. AUC is measured on each hospital's own test patients (in distribution). Then
 each hospital in turn stays away: the others train, and AUC is measured on all of its patients (external); ``alone``
-is there the mean of the other hospitals' own models.
+is there the mean of the other hospitals' own models. Each arm trains with constants of its own (``heart_constants``).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from cipherward.evaluation.accuracy.statistics import corrected_interval
 from cipherward.evaluation.accuracy.studies import Schedule
 from cipherward.evaluation.accuracy.sums import Encryption
 from cipherward.evaluation.baselines import SiteData, Weights
+from cipherward.evaluation.heart_constants import steps, with_step
 from cipherward.evaluation.output import console
 from cipherward.site_agent.ledger.accounting import epsilon
 from cipherward.site_agent.tasks.base import Records, Split, Task
@@ -100,11 +101,16 @@ def train_all(simulator: Simulator, sites: Sequence[SiteData], study: StudyDefau
     """Every arm, once. ``sigma``: of each step."""
     task = HeartDisease()
     start = weights.initial(task, 0)
-    private, plain = study.private(sigma), study.plain()
-    together = {arm: federated(simulator, task, sites, start, study, arm, sigma) for arm in FEDERATED}
-    together[Arm.POOLED_DP] = baselines.pooled(task, sites, start, study.rounds, private)
-    together[Arm.POOLED] = baselines.pooled(task, sites, start, study.rounds, plain)
-    alone = {site.name: baselines.alone(task, site, start, study.rounds, private) for site in sites}
+    own = {name: with_step(study, step) for name, step in steps(study.epsilon).items()}
+    together = {arm: federated(simulator, task, sites, start, own[arm], arm, sigma) for arm in FEDERATED}
+    together[Arm.POOLED_DP] = baselines.pooled(
+        task, sites, start, study.rounds, own[Arm.POOLED_DP].private(sigma)
+    )
+    together[Arm.POOLED] = baselines.pooled(task, sites, start, study.rounds, own[Arm.POOLED].plain())
+    alone = {
+        site.name: baselines.alone(task, site, start, study.rounds, own[site.name].private(sigma))
+        for site in sites
+    }
     return Models(together, alone)
 
 
@@ -160,6 +166,7 @@ def cross_validate(
         "split_seeds": [1, repeats],
         "interval": "95 %, corrected resampled t (Nadeau and Bengio 2003), federated minus alone, paired",
         "study": asdict(study),
+        "steps": {str(name): asdict(step) for name, step in steps(study.epsilon).items()},
         "noise_multiplier": sigma,
         "epsilon_spent": epsilon(study.events(sigma), study.delta),
         **{setting: _summary(np.array(found)) for setting, found in tables.items()},

@@ -22,7 +22,7 @@ from cipherward.site_agent.daemon.constants import training_constants
 from cipherward.site_agent.strategy.base import weights_of
 from cipherward.site_agent.strategy.registry import strategy_of
 from cipherward.site_agent.tasks.base import Task
-from cipherward.site_agent.training.dpsgd import train
+from cipherward.site_agent.training.dpsgd import Training
 from cipherward.site_agent.training.metrics import METRICS
 
 
@@ -72,12 +72,13 @@ def run_study(
     strategy, params = strategy_of(manifest), params_of(manifest)
     layout = payload.Layout(manifest.parameter_count, METRICS)
     sums = make_sums(encryption, params, manifest.threshold)
+    agents = {name: Training(task, by_name[name].train) for name in names}
     state: NDArray[np.float32] = start
     for _ in range(manifest.rounds):
         vectors = []
         for name in names:
             constants = training_constants(manifest, name)
-            result = train(task, by_name[name].train, weights_of(state, manifest), constants, KeyStream())
+            result = agents[name].round(weights_of(state, manifest), constants, KeyStream())
             scaled = result.update * np.float32(strategy.upload_scale(manifest, name))
             vectors.append(payload.build(layout, scaled, result.metrics, params.bound))
         opened = payload.split(layout, sums.open(vectors), len(names), params)

@@ -49,6 +49,69 @@ class TrainingResult:
     dropped: int
 
 
+class Training:
+    """Rounds at one site. What follows from the task and the records alone is made once for all of them."""
+
+    def __init__(self, task: Task, records: Records) -> None:
+        """Raises UsageError for a model that cannot be trained privately."""
+        self._task, self._records = task, records
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = weights.build(task)
+        self._model.to(self._device)
+        if self._device.type == "cpu":
+            torch.set_num_threads(cpu_threads(self._model))
+        self._sampler = PatientGradients(task, self._model, records, self._device)
+
+    def round(self, start: NDArray[np.float32], constants: SgdConstants, stream: KeyStream) -> TrainingResult:
+        """One round, from the global weights ``start``, (P,).
+
+        Raises UsageError for training that diverges, FormatError for weights that do not fit the model.
+        """
+        weights.assign(self._model, start)
+        # Dropout and the like draw from torch's generators: they add no privacy, but must not repeat every round.
+        _seed(self._device, int.from_bytes(stream.bytes(8), "little"))
+        reported = metrics.federated(self._task, self._model, self._records, constants, stream)
+        noise = noise_on(self._device, stream)
+        if isinstance(constants, SharedNoise):
+            update, dropped = _part_of_the_sum(self._sampler, constants, stream, noise)
+            return TrainingResult(update, reported, dropped)
+        dropped = self._steps(start, constants, stream, noise)
+        update = weights.flatten(self._model) - start
+        if not np.isfinite(update).all():
+            raise UsageError(
+                "training diverged",
+                why="the weights grew beyond float32",
+                fix="Lower the study's learning rate",
+            )
+        return TrainingResult(update, reported, dropped)
+
+    def _steps(
+        self,
+        start: NDArray[np.float32],
+        constants: SgdConstants,
+        stream: KeyStream,
+        noise: Noise,
+    ) -> int:
+        """A round's steps. Gives how many gradients were not finite."""
+        sampler, dropped = self._sampler, 0
+        proximal = constants.proximal if isinstance(constants, DpSgd | PlainSgd) else 0.0
+        anchor = torch.from_numpy(start).to(self._device, torch.float64)
+        for _ in range(constants.steps):
+            chosen = np.flatnonzero(stream.uniform53(sampler.patients) < constants.sampling_rate)
+            total, not_finite = sampler.clipped_sum(
+                chosen, constants.clip_norm if isinstance(constants, DpSgd) else None
+            )
+            dropped += not_finite
+            if isinstance(constants, DpSgd):
+                total = gaussian_mechanism(total, constants.noise_multiplier * constants.clip_norm, noise)
+            move = total.mul_(constants.learning_rate / constants.divisor)
+            if proximal:
+                # After the noise: it depends on released weights only.
+                move += (constants.learning_rate * proximal) * (sampler.weights() - anchor)
+            sampler.step(move)
+        return dropped
+
+
 def train(
     task: Task,
     records: Records,
@@ -56,49 +119,16 @@ def train(
     constants: SgdConstants,
     stream: KeyStream,
 ) -> TrainingResult:
-    """One round at one site, from the global weights ``start``, (P,).
+    """One round at one site, as ``Training.round``."""
+    return Training(task, records).round(start, constants, stream)
 
-    Raises UsageError for a model that cannot be trained privately, FormatError for weights that do not fit
-    it.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = weights.build(task)
-    weights.assign(model, start)
-    model.to(device)
-    if device.type == "cpu":
-        torch.set_num_threads(cpu_threads(model))
-    # Dropout and the like draw from torch's generator: they add no privacy, but must not repeat every round.
-    torch.manual_seed(int.from_bytes(stream.bytes(8), "little"))
-    reported = metrics.federated(task, model, records, constants, stream)
 
-    sampler = PatientGradients(task, model, records, device)
-    noise = noise_on(device, stream)
-    if isinstance(constants, SharedNoise):
-        update, dropped = _part_of_the_sum(sampler, constants, stream, noise)
-        return TrainingResult(update, reported, dropped)
-    anchor = torch.from_numpy(start).to(device, torch.float64)
-    proximal = constants.proximal if isinstance(constants, DpSgd | PlainSgd) else 0.0
-    dropped = 0
-    for _ in range(constants.steps):
-        chosen = np.flatnonzero(stream.uniform53(sampler.patients) < constants.sampling_rate)
-        total, not_finite = sampler.clipped_sum(
-            chosen, constants.clip_norm if isinstance(constants, DpSgd) else None
-        )
-        dropped += not_finite
-        if isinstance(constants, DpSgd):
-            total = gaussian_mechanism(total, constants.noise_multiplier * constants.clip_norm, noise)
-        move = total.mul_(constants.learning_rate / constants.divisor)
-        if proximal:
-            # After the noise: it depends on released weights only.
-            move += (constants.learning_rate * proximal) * (sampler.weights() - anchor)
-        sampler.step(move)
-
-    update = weights.flatten(model) - start
-    if not np.isfinite(update).all():
-        raise UsageError(
-            "training diverged", why="the weights grew beyond float32", fix="Lower the study's learning rate"
-        )
-    return TrainingResult(update, reported, dropped)
+def _seed(device: torch.device, seed: int) -> None:
+    """The generators of the CPU and of the device in use: torch.manual_seed also formats a stack trace for each kind of
+    device that there is not."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def cpu_threads(model: torch.nn.Module) -> int:

@@ -18,7 +18,7 @@ from scipy import stats
 from cipherward.cli.app import main
 from cipherward.crypto.quorum.params import parameters
 from cipherward.errors import LimitError, UsageError
-from cipherward.evaluation.accuracy import data, report
+from cipherward.evaluation.accuracy import constants, data, report, tuning
 from cipherward.evaluation.accuracy.constants import Arm
 from cipherward.evaluation.accuracy.journal import read
 from cipherward.evaluation.accuracy.partition import Partition, deal
@@ -197,3 +197,15 @@ def test_a_skewed_draw_that_leaves_a_site_empty_is_drawn_again() -> None:
 def test_noise_is_shared_by_those_who_are_honest() -> None:
     """h = k - c with all sites in every sum."""
     assert {sites: honest_sites(sites) for sites in (4, 8, 16, 32)} == {4: 3, 8: 5, 16: 11, 32: 21}
+
+
+def test_of_constants_as_good_those_whose_noise_moves_the_model_least_are_chosen() -> None:
+    tried = list(tuning.combinations(Arm.FEDAVG, 8.0))
+    assert len(tried) == len(constants.RATES) * len(constants.CLIP_NORMS)
+    products = [one.schedule.learning_rate * one.schedule.clip_norm for one in tried]
+    quiet, loud = products.index(min(products)), products.index(max(products))
+    aucs = [0.8] * len(tried)
+    aucs[quiet], aucs[loud] = 0.9, 0.9 + 0.9 * tuning.ALIKE
+    assert tuning.best(list(zip(tried, aucs, strict=True))) is tried[quiet]
+    aucs[loud] = 0.9 + 1.1 * tuning.ALIKE
+    assert tuning.best(list(zip(tried, aucs, strict=True))) is tried[loud]

@@ -12,12 +12,13 @@ import pytest
 from scipy import stats
 
 from cipherward.errors import UsageError
-from cipherward.evaluation import baselines, heart_cv, heart_grid
+from cipherward.evaluation import baselines, heart_constants, heart_cv, heart_grid
 from cipherward.evaluation.accuracy.constants import Arm
 from cipherward.evaluation.accuracy.federation import Simulator
 from cipherward.evaluation.accuracy.statistics import corrected_interval
 from cipherward.evaluation.accuracy.studies import Schedule
 from cipherward.evaluation.accuracy.sums import Encryption
+from cipherward.evaluation.heart_constants import Step
 from cipherward.site_agent.tasks.base import Split
 from cipherward.site_agent.tasks.heart_disease import HeartDisease, to_records
 from cipherward.site_agent.tasks.heart_disease.data import HOSPITALS, rows
@@ -113,8 +114,35 @@ def test_a_hospital_that_loses_is_named() -> None:
     assert heart_cv.losers({"in_distribution": {"cleveland": row}}) == ["cleveland with fedavg"]
 
 
-def test_the_grid_holds_the_study_that_was_chosen() -> None:
+def test_the_grid_holds_the_study_that_was_chosen(tmp_path: Path) -> None:
     tried = list(heart_grid.combinations())
-    assert any(study == HEART_STUDY and type(task) is HeartDisease for task, study in tried)
+    schedules = {(study.sampling_rate, study.steps, study.rounds, study.divisor) for _, study in tried}
+    assert (
+        HEART_STUDY.sampling_rate,
+        HEART_STUDY.steps,
+        HEART_STUDY.rounds,
+        HEART_STUDY.divisor,
+    ) in schedules
     assert weights.count(heart_grid.HiddenLayer().model()) == 193
-    assert heart_grid.auc(heart_grid.HiddenLayer(), SHORT, 1).shape == (len(HOSPITALS),)
+    simulator = Simulator(Encryption.SIMULATED, tmp_path)
+    for arm in (Arm.ALONE, *heart_cv.FEDERATED, Arm.POOLED):
+        found = heart_grid.auc(simulator, heart_grid.HiddenLayer(), SHORT, arm, 1)
+        assert found.shape == (len(HOSPITALS),)
+    for epsilon in (1.0, 3.0):
+        chosen = heart_constants.steps(epsilon)
+        assert set(chosen) == {*HOSPITALS, *(arm.value for arm in Arm if arm is not Arm.ALONE)}
+        assert set(chosen.values()) <= set(heart_grid.STEPS)
+    assert heart_constants.steps(3.0)[Arm.FEDAVG] == Step(HEART_STUDY.learning_rate, HEART_STUDY.clip_norm)
+
+
+def test_constants_are_chosen_by_the_rules() -> None:
+    first, second, third = Step(1.0, 0.5), Step(1.0, 1.0), Step(2.0, 1.0)
+    alone = {first: np.array([0.9, 0.5]), second: np.array([0.8, 0.6])}
+    assert heart_grid.best_alone(alone) == [first, second]
+    together = {
+        first: np.array([0.88, 0.9]),  # the best mean, but the first hospital loses most
+        second: np.array([0.89, 0.7]),
+        third: np.array([0.95, 0.58]),
+    }
+    assert heart_grid.best_together(together, alone) == second
+    assert heart_grid.best_mean(together) == first
