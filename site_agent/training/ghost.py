@@ -13,6 +13,7 @@ from cipherward.site_agent.tasks.base import Task
 from cipherward.site_agent.training import layers, weights
 from cipherward.site_agent.training.forward import losses
 from cipherward.site_agent.training.layers import Part, Slots
+from cipherward.site_agent.training.separation import made_up
 
 _CHECKED = 3
 _TOLERANCE = 1e-3
@@ -75,18 +76,18 @@ class Ghost:
             if getattr(module, "inplace", False):
                 # It would overwrite the output of the layer before it, for Opacus's hooks too.
                 setattr(module, "inplace", False)  # noqa: B010 - of whatever class
-        if not features.is_floating_point() or not all(map(layers.supported, model.modules())):
+        pictures = features.is_floating_point() or features.dtype == torch.uint8
+        if not pictures or not all(map(layers.supported, model.modules())):
             return None
-        made_up = torch.rand(_CHECKED, *features.shape[1:], device=next(model.parameters()).device)
+        device = next(model.parameters()).device
         watch = _Watch(model)
         with watch as seen:
-            outputs = model(made_up)
+            outputs = model(made_up(features, _CHECKED, device))
         if len(set(seen.modules)) < len(seen.modules) or not _one_a_record(seen, _CHECKED):
             return None
         parameters = weights.trainable_parameters(model)
         target = (outputs * torch.randn_like(outputs)).sum()
         gradients = torch.autograd.grad(target, [*seen.outputs, *parameters], allow_unused=True)
-        device = made_up.device
         slots = Slots(2, 2, torch.tensor([0, 1, 1], device=device), torch.tensor([0, 0, 1], device=device))
         found = _parts(seen, gradients[: len(seen.outputs)], slots)
         factors = torch.ones(2, device=device)

@@ -30,9 +30,9 @@ def mixes_records(task: Task, model: nn.Module, records: Records) -> bool:
         try:
             for parameter in parameters:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-            features = _made_up(records.features, device)
+            features = made_up(records.features, _RECORDS, device)
             others = features.clone()
-            others[1:] = _made_up(records.features, device)[1:]
+            others[1:] = made_up(records.features, _RECORDS, device)[1:]
             if others.is_floating_point():
                 others[1:] *= _LOUD
             labels = torch.zeros(
@@ -53,8 +53,9 @@ def mixes_records(task: Task, model: nn.Module, records: Records) -> bool:
                 parameter.copy_(value)
 
 
-def _made_up(like: torch.Tensor, device: torch.device) -> torch.Tensor:
-    shape = (_RECORDS, *like.shape[1:])
+def made_up(like: torch.Tensor, count: int, device: torch.device) -> torch.Tensor:
+    """So many random records of the type and shape of those in ``like``, whose values are not looked at."""
+    shape = (count, *like.shape[1:])
     if like.is_floating_point():
         return torch.rand(shape, dtype=like.dtype, device=device)
     # Of other whole numbers nothing is known but that a table has rows 0 and 1.
