@@ -8,7 +8,11 @@ from __future__ import annotations
 import sys
 
 from cipherward.cli.app import main
+from cipherward.evaluation.threats.kit import site_changes, sum_changes
 from cipherward.evaluation.threats.kit.changes import CHANGES
+
+MODULES = (site_changes, sum_changes)
+"""They register their changes when they are loaded, and load nothing of what they change."""
 
 
 def run() -> int:

@@ -21,7 +21,8 @@ def change(action: Change) -> Change:
     return action
 
 
-def _patch(owner: Any, name: str, value: Any) -> None:
+def patch(owner: Any, name: str, value: Any) -> None:
+    """``owner.name`` is ``value`` from now on; AttributeError if there is no such name."""
     getattr(owner, name)  # a defence that was renamed must not be missed in silence
     setattr(owner, name, value)
 
@@ -42,8 +43,8 @@ def any_root(other: str) -> None:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         return Identity.parse(names.get_values_for_type(x509.UniformResourceIdentifier)[0])
 
-    _patch(grpc_credentials, "server_credentials", trusting)
-    _patch(tls, "check_leaf", unchecked)
+    patch(grpc_credentials, "server_credentials", trusting)
+    patch(tls, "check_leaf", unchecked)
 
 
 @change
@@ -51,7 +52,7 @@ def no_expiry(_: str) -> None:
     """Time is not checked on calls."""
     from cipherward.crypto.pki import tls
 
-    _patch(tls, "check_time", lambda certificate, now, who: None)
+    patch(tls, "check_time", lambda certificate, now, who: None)
 
 
 @change
@@ -59,7 +60,7 @@ def no_revocation(_: str) -> None:
     """The status list is not looked at."""
     from cipherward.crypto.pki.status_list import StatusChecker
 
-    _patch(StatusChecker, "check", lambda self, serial, who: None)
+    patch(StatusChecker, "check", lambda self, serial, who: None)
 
 
 @change
@@ -70,7 +71,7 @@ def no_roles(_: str) -> None:
 
     for rpc, row in policy.POLICIES.items():
         policy.POLICIES[rpc] = replace(row, roles=policy.ANYONE)
-    _patch(
+    patch(
         operators,
         "verify_credential",
         lambda signed, anchor, now, revocations, role: read_credential(signed, anchor),
@@ -97,10 +98,10 @@ def takes_their_word(_: str) -> None:
     def unverified(signed: Any, label: Any, key: Any, kind: Any) -> Any:
         return kind.FromString(signed.payload)
 
-    _patch(dispatch.Dispatcher, "_authenticate", claimed)
-    _patch(posting, "verify", unverified)
-    _patch(records, "verify", unverified)
-    _patch(StudyView, "require_site", lambda self, site, digest: None)
+    patch(dispatch.Dispatcher, "_authenticate", claimed)
+    patch(posting, "verify", unverified)
+    patch(records, "verify", unverified)
+    patch(StudyView, "require_site", lambda self, site, digest: None)
 
 
 @change
@@ -115,8 +116,8 @@ def plaintext(certificate: str) -> None:
     names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     who = Identity.parse(names.get_values_for_type(x509.UniformResourceIdentifier)[0])
     peer = Peer(who, found.serial_number, tls.certificate_key_digest(found), found)
-    _patch(service, "_bind", lambda server, listen, credentials: server.add_insecure_port(listen))
-    _patch(PeerVerifier, "verify", lambda self, context: peer)
+    patch(service, "_bind", lambda server, listen, credentials: server.add_insecure_port(listen))
+    patch(PeerVerifier, "verify", lambda self, context: peer)
 
 
 @change
@@ -131,10 +132,10 @@ def no_upload_checks(_: str) -> None:
     def take_share(self: Any, message: Any) -> None:
         self._accept(staging.Part(message.share.index, message.share.sealed, b""))
 
-    _patch(staging.ChunkStage, "take", take)
-    _patch(staging.ShareStage, "take", take_share)
-    _patch(staging.ShareStage, "require_begin", lambda self, chunks: None)
-    _patch(staging.ChunkStage, "_check", lambda self, part: part.claimed or leaf_hash(part.data))
+    patch(staging.ChunkStage, "take", take)
+    patch(staging.ShareStage, "take", take_share)
+    patch(staging.ShareStage, "require_begin", lambda self, chunks: None)
+    patch(staging.ChunkStage, "_check", lambda self, part: part.claimed or leaf_hash(part.data))
 
 
 @change
@@ -152,7 +153,7 @@ def no_message_limit(_: str) -> None:
     from cipherward.coordinator.api import policy, service
 
     rest = [(name, value) for name, value in service.OPTIONS if name != "grpc.max_receive_message_length"]
-    _patch(service, "OPTIONS", (*rest, ("grpc.max_receive_message_length", -1)))
+    patch(service, "OPTIONS", (*rest, ("grpc.max_receive_message_length", -1)))
     for rpc, row in policy.POLICIES.items():
         policy.POLICIES[rpc] = replace(row, max_message=2**40)
 
@@ -162,109 +163,7 @@ def endless_patience(_: str) -> None:
     """An upload keeps its place however slow it is."""
     from cipherward.coordinator.api import admission
 
-    _patch(admission, "PATIENCE_SECONDS", 1e6)
-
-
-class _OneUpload:
-    """Adds up nothing: the first upload, as a ciphertext of the sum, alone or times the cohort's size."""
-
-    def __init__(self, adder: Any, times_cohort: bool) -> None:
-        self._adder, self._times_cohort = adder, times_cohort
-
-    def __enter__(self) -> Any:
-        self._adder.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._adder.__exit__(*error)
-
-    def add(self, chunks: Any, index: int, length: int) -> bytes:
-        first, *others = chunks
-        factor = 1 + len(others) if self._times_cohort else 1
-        return scaled(self._adder._params, self._adder.add([first], index, length), index, length, factor)
-
-
-def scaled(params: Any, chunk: bytes, index: int, length: int, factor: int) -> bytes:
-    """A chunk of a sum times a small number: public arithmetic, no key is needed."""
-    import numpy as np
-
-    from cipherward.crypto.shared_key.chunks import Sum, pack_sum, parse_sum
-
-    if params.suite == "quorum":
-        residues = np.frombuffer(chunk, params.residue).astype(np.uint64)
-        return bytes((residues * factor % params.modulus).astype(params.residue).tobytes())
-    primes = np.array(params.moduli, dtype=np.uint64)[:, None]
-
-    def times(polynomial: Any) -> Any:
-        # Primes have up to 60 bits: added up, not multiplied.
-        total = polynomial.copy()
-        for _ in range(factor - 1):
-            total = (total + polynomial) % primes
-        return total
-
-    made = [Sum(times(one.c0), times(one.c1)) for one in parse_sum(params, chunk, index, length)]
-    return pack_sum(params, made, index)
-
-
-def _one_upload(*, times_cohort: bool) -> None:
-    """The coordinator hands out one upload in the place of the sum."""
-    from cipherward.coordinator.aggregation.local import LocalEngine
-
-    honest = LocalEngine.run
-
-    def wrongly(self: Any, job: Any, store: Any, stop: Any) -> Any:
-        adder = job.adder
-        return honest(self, replace(job, adder=lambda: _OneUpload(adder(), times_cohort)), store, stop)
-
-    _patch(LocalEngine, "run", wrongly)
-
-
-@change
-def raw_sum(_: str) -> None:
-    """One site's upload is passed off as the sum."""
-    _one_upload(times_cohort=False)
-
-
-@change
-def scaled_sum(_: str) -> None:
-    """One site's upload, times the number of contributors, is passed off as the sum."""
-    _one_upload(times_cohort=True)
-
-
-@change
-def altered_sum(shift: str) -> None:
-    """The coordinator adds so much to the first value of the sum, without any key: quorum suite."""
-    from cipherward.coordinator.aggregation.local import LocalEngine
-
-    honest = LocalEngine.run
-
-    class Altering:
-        def __init__(self, adder: Any) -> None:
-            self._adder = adder
-
-        def __enter__(self) -> Any:
-            self._adder.__enter__()
-            return self
-
-        def __exit__(self, *error: Any) -> None:
-            self._adder.__exit__(*error)
-
-        def add(self, chunks: Any, index: int, length: int) -> bytes:
-            import numpy as np
-
-            total: bytes = self._adder.add(chunks, index, length)
-            if index:
-                return total
-            params = self._adder._params
-            residues = np.frombuffer(total, params.residue).astype(np.int64)
-            residues[0] = (residues[0] + round(float(shift) * params.scale)) % params.modulus
-            return bytes(residues.astype(params.residue).tobytes())
-
-    def wrongly(self: Any, job: Any, store: Any, stop: Any) -> Any:
-        adder = job.adder
-        return honest(self, replace(job, adder=lambda: Altering(adder())), store, stop)
-
-    _patch(LocalEngine, "run", wrongly)
+    patch(admission, "PATIENCE_SECONDS", 1e6)
 
 
 @change
@@ -273,23 +172,5 @@ def keeps_everything(_: str) -> None:
     from cipherward.coordinator.blobs.blobs import Blobs
     from cipherward.coordinator.store.chunks import ChunkTable
 
-    _patch(ChunkTable, "drop", lambda self, name: [])
-    _patch(Blobs, "delete", lambda self, names: None)
-
-
-@change
-def round_keys_on_disk(_: str) -> None:
-    """A site that writes its round key into its folder, as one would that survives restarts."""
-    import sys
-
-    from cipherward.durable import write_secret
-    from cipherward.site_agent.daemon.quorum.secrets import RoundSecrets
-
-    fresh, folder = RoundSecrets.fresh, Path(sys.argv[sys.argv.index("--dir") + 1])
-
-    def kept(self: Any, round_number: int, seconds: float) -> Any:
-        secret = fresh(self, round_number, seconds)
-        write_secret(folder / f"round-{round_number}.key", secret.key.to_bytes())
-        return secret
-
-    _patch(RoundSecrets, "fresh", kept)
+    patch(ChunkTable, "drop", lambda self, name: [])
+    patch(Blobs, "delete", lambda self, names: None)

@@ -3,7 +3,7 @@ step by step against a coordinator that the row plays."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,9 +103,11 @@ class Hospitals:
             self.consortium.add_site(site, TASK, "quorum")
         self.hub = self.consortium.member(Role.COORDINATOR, COORDINATOR)
 
-    def manifest(self, weights: NDArray[np.float32], rounds: int = 5) -> tuple[Signed, StudyTrust]:
-        """A study that begins with these weights, signed by the consortium."""
-        signed, manifest = self.consortium.sign(_study_file(rounds), weights, task_digest(TASK))
+    def manifest(
+        self, weights: NDArray[np.float32], rounds: int = 5, **cohort: Any
+    ) -> tuple[Signed, StudyTrust]:
+        """A study that begins with these weights, signed by the consortium. ``cohort``: more of that section."""
+        signed, manifest = self.consortium.sign(_study_file(rounds, cohort), weights, task_digest(TASK))
         return signed, StudyTrust(manifest, manifest_digest(signed))
 
     @contextmanager
@@ -160,7 +162,7 @@ def participation(site: Site, played: PlayedCoordinator) -> tuple[Study, Partici
     return study, Participation(study, QuorumProtection(study))
 
 
-def _study_file(rounds: int) -> StudyFile:
+def _study_file(rounds: int, cohort: Mapping[str, Any]) -> StudyFile:
     return StudyFile.model_validate(
         {
             "study": {"name": STUDY, "rounds": rounds, "coordinator": COORDINATOR},
@@ -173,6 +175,6 @@ def _study_file(rounds: int) -> StudyFile:
                 "delta": DELTA,
                 "metrics": {"noise_multiplier": 20.0},
             },
-            "cohort": {"sites": NAMES},
+            "cohort": {"sites": NAMES, **cohort},
         }
     )

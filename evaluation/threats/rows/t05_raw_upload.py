@@ -1,130 +1,150 @@
-"""T05: a coordinator process that hands out one hospital's upload as "the sum", so that the other hospitals open it."""
+"""T05: a coordinator process that hands out one upload as "the sum", to real agents, which open it or not."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cipherward.crypto.quorum.chunks import ChunkOpener
-from cipherward.crypto.suites.payload import Layout, split
-from cipherward.errors import CipherwardError
-from cipherward.evaluation.threats.bypass import replaced
-from cipherward.evaluation.threats.kit.made_up import MadeUpSite, begin, vectors
-from cipherward.evaluation.threats.kit.service import Service, study_file
+from cipherward.evaluation.threats.kit.attacked import Attacked
 from cipherward.evaluation.threats.plots import OFF, ON, plot
 from cipherward.evaluation.threats.row import Case, Context, Figure, Interval, Result, Row
-from cipherward.site_agent.training.metrics import METRICS
 
-NAMES = ("alpha", "beta", "gamma", "delta")
-VICTIM, READER = "alpha", "beta"
-KINDS = {"raw-sum": "the upload itself", "scaled-sum": "the upload, times the cohort's size"}
-
-
-def _opened(sites: list[MadeUpSite], plan: Any) -> tuple[NDArray[np.float64] | None, str]:
-    """What ``READER`` makes of the sum: values that it would apply, or the reason for which it does not."""
-    reader = next(site for site in sites if site.name == READER)
-    layout = Layout(reader.trust.manifest.parameter_count, METRICS)
-    try:
-        opened = reader.open(1, plan)
-        split(layout, opened, len(sites), reader.params)
-    except CipherwardError as error:
-        return None, str(error)
-    return opened, ""
+SUITES = {"quorum": "quorum", "shared": "shared-key"}
+KINDS = {"raw": "the upload itself", "scaled": "the upload, times the cohort's size"}
+OPEN = "shared-scaled"
+"""The study whose attack works, as SECURITY.md and the trust statement of every shared-key study say."""
 
 
-def _believing(sites: list[MadeUpSite], plan: Any) -> NDArray[np.float64]:
-    """What it opens without the checks of the opened sum."""
-    reader = next(site for site in sites if site.name == READER)
-    with replaced(ChunkOpener, "_check_zero", lambda self, opened: None):
-        return reader.open(1, plan)
+@dataclass(frozen=True)
+class _Seen:
+    """What became of one study."""
+
+    believed: int
+    """Agents that applied what they opened."""
+    refusal: str
+    stolen: float
+    """How far what another hospital opened, divided by the factor, is from the victim's update; inf: not opened."""
+    wrong: float
+    """How far it is from the sum of what was sent."""
+    bound: float
+
+    @property
+    def read(self) -> bool:
+        """Whether another hospital has the victim's update."""
+        return self.stolen <= self.bound
 
 
-def _round(context: Context, suite: str, kind: str) -> tuple[Case, dict[str, Figure], dict[str, Figure]]:
-    with Service(context.folder / f"{suite}-{kind}", NAMES, (kind,)) as service:
-        service.start()
-        trust = service.study(study_file(suite, NAMES[0], minimum=4))
-        sites = begin([service.member(name) for name in NAMES], service.address, trust)
-        for site in sites:
-            site.join(1)
-        sent = vectors(NAMES, sites[0].length, context.seed)
-        plan = sites[0].plan(1)
-        for site in sites:
-            site.contribute(1, sent[site.name])
-        if sites[0].one_time:
-            for site in sites:
-                site.acknowledge(1, plan)
-            for site in sites:
-                site.answer(1, plan)
-        blind = _believing(sites, plan)
-        opened, told = _opened(sites, plan)
-    exact = np.sum([sent[name].astype(np.float64) for name in NAMES], axis=0)
-    factor = 1 if kind == "raw-sum" else len(NAMES)
-    stolen = float(np.abs(blind / factor - sent[VICTIM]).max())
-    wrong = float(np.abs(blind - exact).max())
-    bound = trust.params.error_bound(len(NAMES))
-    name = f"{suite}: {KINDS[kind]}"
-    shown = stolen <= bound
-    control = (
-        f"the other hospitals read {VICTIM}'s update, to {stolen:.2g}"
-        if shown
-        else f"a wrong sum would be applied, off by {wrong:.3g} where the error bound is {bound:.2g}"
-    )
-    case = Case(
-        name,
+def _seen(attacked: Attacked, study: str, trust: Any) -> _Seen:
+    victim = trust.manifest.roster[0].name  # its chunks come first
+    reader = next(name for name in attacked.names if name != victim)
+    sent = {name: attacked.sent(name, study) for name in attacked.names}
+    opened = attacked.opened(reader, study)
+    exact = np.sum(list(sent.values()), axis=0)
+    factor = len(sent) if "scaled" in study else 1
+    stolen = wrong = float("inf")
+    if opened is not None:
+        stolen = float(np.abs(opened / factor - sent[victim]).max())
+        wrong = float(np.abs(opened - exact).max())
+    said = {name: attacked.incidents(name, study) for name in attacked.names}
+    believed = [name for name in attacked.names if attacked.applied(name, study)]
+    refusals = [said[name][-1] for name in attacked.names if name not in believed]
+    return _Seen(len(believed), min(refusals, default=""), stolen, wrong, trust.params.error_bound(len(sent)))
+
+
+def _studies() -> dict[str, tuple[str, bool]]:
+    """By name, the suite, and whether the sites verify sums collectively."""
+    made = {}
+    for short, suite in SUITES.items():
+        for kind in KINDS:
+            made[f"{short}-{kind}"] = (suite, suite == "quorum")
+            if f"{short}-{kind}" != OPEN:
+                made[f"blind-{short}-{kind}"] = (suite, False)
+            if suite == "quorum":
+                made[f"alone-{short}-{kind}"] = (suite, False)
+    return made
+
+
+def _attack(context: Context) -> dict[str, _Seen]:
+    """All studies at once, by the same agents: by name, what became of it."""
+    changes = ("keeps-vectors", "unchecked-sums")
+    with Attacked(context.folder / "hospitals", ("wrong-sums",), changes) as attacked:
+        attacked.start()
+        trusts = {}
+        for name, (suite, verified) in _studies().items():
+            options = {} if suite != "quorum" else {"collective_verification": verified}
+            trusts[name] = attacked.study(name, suite, **options)
+        for name in trusts:
+            context.note(f"the agents' verdicts on {name}")
+            attacked.wait(lambda name=name: attacked.decided(name), f"a verdict on {name}")  # type: ignore[misc]
+        return {name: _seen(attacked, name, trust) for name, trust in trusts.items()}
+
+
+def _case(name: str, seen: _Seen, blind: _Seen) -> Case:
+    short, _, kind = name.removeprefix("alone-").partition("-")
+    alone = ", without collective verification" if name.startswith("alone-") else ""
+    if blind.read:
+        control = f"{blind.believed} agents believe it and read one hospital's update, to {blind.stolen:.2g}"
+    else:
+        control = (
+            f"{blind.believed} agents apply a wrong sum, off by {blind.wrong:.3g} (bound {blind.bound:.2g})"
+        )
+    worked = blind.believed > 0 and (blind.read or blind.wrong > 10 * blind.bound)
+    if name == OPEN:
+        works = blind.read and blind.believed == 4
+        told = "OPEN, as documented for this suite: the other hospitals read that hospital's update"
+        other = f"it no longer works ({seen.refusal or 'not read'}): the documentation that calls it open is wrong"
+        return Case(f"{SUITES[short]}: {KINDS[kind]}", control, worked, told if works else other, works)
+    return Case(
+        f"{SUITES[short]}{alone}: {KINDS[kind]}",
         control=control,
-        control_worked=wrong > 10 * bound,
-        defended=told or f"believed: {VICTIM}'s update is read, and a wrong sum is applied",
-        held=opened is None,
+        control_worked=worked,
+        defended=f"{seen.believed} of 4 agents believe it; they say: {seen.refusal}"[:400],
+        held=seen.believed == 0 and bool(seen.refusal),
     )
-    return case, {f"deviation from the sum, {name}": wrong}, {f"believed, {name}": opened is not None}
 
 
 def run(context: Context) -> Result:
-    """Two suites, two kinds."""
+    """Two suites, two kinds; the same agents, with their checks of opened sums taken out in the control studies."""
+    seen = _attack(context)
     cases, control, defended = [], {}, {}
-    for suite in ("quorum", "shared-key"):
-        for kind in KINDS:
-            context.note(f"{suite}, {kind}")
-            case, off, on = _round(context, suite, kind)
-            cases.append(case)
-            control.update(off)
-            defended.update(on)
-    # The design says so, SECURITY.md and the trust statement of every shared-key study as well.
-    open_case = next(case for case in cases if case.name.startswith("shared-key: the upload, times"))
-    stated = replace(
-        open_case,
-        defended="OPEN, as stated for this suite: " + open_case.defended if not open_case.held else "refused",
-        held=True,
-    )
-    cases = [stated if case is open_case else case for case in cases]
-    result = Result.of_cases(
+    for name, found in seen.items():
+        if name.startswith("blind-"):
+            continue
+        blind = seen.get("blind-" + name.removeprefix("alone-"), found)
+        case = _case(name, found, blind)
+        cases.append(case)
+        control[f"deviation from the sum, {case.name}"] = blind.wrong
+        defended[f"agents that believe it, {case.name}"] = found.believed
+    return Result.of_cases(
         cases,
-        "One hospital's upload passed off as the sum is refused by the other hospitals in both suites. Multiplied by "
-        "the number of hospitals it is refused in the quorum suite; in the shared-key suite it passes, and the others "
-        "read that hospital's noised update: a stated limit of that suite.",
-        control=control,
+        "One hospital's upload passed off as the sum is refused by every real agent in both suites. Multiplied by the "
+        "number of hospitals it is refused in the quorum suite; in the shared-key suite it passes, and the others read "
+        "that hospital's noised update: a stated limit of that suite.",
+        control={name: value for name, value in control.items() if np.isfinite(value)},
         defended=defended,
         pictures=[plot("How far what was opened is from the sum, with the checks taken out", _draw(control))],
         notes=(
-            "The scaled upload in the shared-key suite is a residual risk (docs/threat-model.md). That suite must be "
-            "chosen by name, and a hospital's policy refuses it unless it lists it.",
+            "The scaled upload in the shared-key suite is a residual risk (docs/threat-model.md). The row fails when "
+            "it stops working, so that the documentation is corrected. That suite must be chosen by name, and a "
+            "hospital's policy refuses it unless it lists it.",
         ),
     )
-    refused = sum(isinstance(value, bool) and not value for value in defended.values())
-    return replace(result, defended={**result.defended, "refused": refused})
 
 
-def _draw(control: dict[str, Figure]) -> Any:
+def _draw(control: Mapping[str, Figure]) -> Any:
     def draw(axes: Any) -> None:
-        names = [name.removeprefix("deviation from the sum, ") for name in control]
-        colours = [ON if name.startswith("quorum") else OFF for name in names]
+        found = {
+            name.removeprefix("deviation from the sum, "): float(value)
+            for name, value in control.items()
+            if not isinstance(value, Interval) and np.isfinite(float(value))
+        }
         axes.barh(
-            names,
-            [float(value) for value in control.values() if not isinstance(value, Interval)],
-            color=colours,
+            list(found),
+            list(found.values()),
+            color=[ON if name.startswith("quorum") else OFF for name in found],
         )
         axes.set_xscale("log")
         axes.set_xlabel("largest deviation")
@@ -138,11 +158,11 @@ ROW = Row(
     adversary="The coordinator, which wants hospitals to open one upload for each other, or to apply a wrong sum.",
     holds="All ciphertexts, no key.",
     source="Our own review; for aggregation in general: Pasquini, Francati, Ateniese, CCS 2022.",
-    metric="whether an honest hospital believes what it opened",
-    passes="the raw upload is refused in both suites, the scaled one in the quorum suite; in the shared-key suite "
-    "that one is open, and said to be",
+    metric="real agents that believe what they opened",
+    passes="the raw upload is refused in both suites, the scaled one in the quorum suite, by every agent; in the "
+    "shared-key suite that one works, as documented",
     seeds=(5,),
-    fast_seconds=30,
-    full_seconds=30,
+    fast_seconds=35,
+    full_seconds=35,
     run=run,
 )

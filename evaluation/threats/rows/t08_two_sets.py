@@ -3,31 +3,25 @@ colluders answer both: where both open, the difference is that site's update."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cipherward.clock import SystemClock
 from cipherward.crypto import manifest_rules
-from cipherward.crypto.labels import Label
 from cipherward.crypto.manifest_rules import colluders_withstood, least_threshold
+from cipherward.crypto.records import Plan
 from cipherward.errors import CipherwardError
 from cipherward.evaluation.threats.bypass import replaced
 from cipherward.evaluation.threats.kit.parties import Parties, Round, Who, vectors
+from cipherward.evaluation.threats.kit.played_round import ROUND, PlayedRound
 from cipherward.evaluation.threats.plots import OFF, ON, plot
 from cipherward.evaluation.threats.row import Case, Context, Result, Row
-from cipherward.proto.v1 import round_pb2 as rp
-from cipherward.site_agent.daemon.quorum.secrets import RoundSecrets
-from cipherward.site_agent.journal.journal import Journal
-from cipherward.site_agent.state.folder import SiteFolder
-from cipherward.site_agent.state.opening import open_state
-from cipherward.site_agent.state.tables import studies
+from cipherward.proto.v1.common_pb2 import Signed
 
 LENGTH = 6
-STUDY = "attacked"
 
 
 def _bare_majority(sites: int) -> int:
@@ -87,104 +81,156 @@ def _said(action: Callable[[], object]) -> str:
     return ""
 
 
-class _Member:
-    """A site's journal on disk, and what it keeps in memory."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = SiteFolder(folder)
-        self._folder.prepare()
-        self.start()
-        with self._engine.begin() as connection:
-            connection.execute(
-                studies.insert().values(
-                    study=STUDY, state="running", transcript=bytes(32), model_digest=bytes(32)
-                )
-            )
-
-    def start(self) -> None:
-        """As a process begins: from the disk alone."""
-        self._engine = open_state(self._folder)
-        self.journal = Journal(self._engine, STUDY, SystemClock())
-        self.secrets = RoundSecrets()
-
-    def stop(self) -> None:
-        self.secrets.forget(10**6)
-        self._engine.dispose()
-
-    def answer(self, close: bytes) -> None:
-        """The order that the agent keeps: the key must be there, then the journal, then the answer."""
-        if self.secrets.of(1) is None:
-            raise CipherwardError("the round key is gone", why="it was in memory only")
-        self.journal.write(1, answered_close=close)
+def _off(played: PlayedRound, difference: Any, victim: str) -> float:
+    """How far the difference of two opened sums is from what the victim sent."""
+    return float(np.abs(difference - played.sent(victim)).max())
 
 
-def _answers_once(folder: Path) -> list[Case]:
-    """The second close record, before and after a restart and a restored snapshot."""
-    one, two = bytes([1]) * 32, bytes([2]) * 32
-    member = _Member(folder / "member")
-    member.secrets.fresh(1, 600)
-    member.stop()
-    shutil.copytree(folder / "member", folder / "before")
-    member.start()
-    key = member.secrets.fresh(1, 600)
-    member.answer(one)
-    said = {"in the same process": _said(lambda: member.answer(two))}
-    member.stop()
-    member.start()
-    said["after a restart"] = _said(lambda: member.answer(two))
-    member.secrets.fresh(1, 600).key = key.key
-    said["after a restart, the round key having survived"] = _said(lambda: member.answer(two))
-    member.stop()
-    shutil.rmtree(folder / "member")
-    shutil.copytree(folder / "before", folder / "member")
-    member.start()
-    said["from a restored snapshot"] = _said(lambda: member.answer(two))
-    # Control: both the key and an older journal, which the claim excludes.
-    member.secrets.fresh(1, 600).key = key.key
-    without = _said(lambda: member.answer(two))
-    member.stop()
+@dataclass(frozen=True)
+class _Closed:
+    """The two close records of the round: over everybody, and without the first site."""
+
+    plan: Plan
+    everybody: Signed
+    without: Signed
+
+
+def _begin(played: PlayedRound) -> _Closed:
+    """The round up to the shares, as an honest coordinator leads it, and two close records about it."""
+    signed, plan = played.plan_of(played.names)
+    played.show_plan(signed, plan, played.names)
+    for agent in played.agents.values():
+        agent.upload.upload_and_commit(ROUND, plan.digest)
+    for agent in played.agents.values():
+        agent.protection.acknowledge(ROUND)
+    return _Closed(plan, played.close_of(plan, played.names), played.close_of(plan, played.names[1:]))
+
+
+def _two_closes(played: PlayedRound, closed: _Closed) -> list[Case]:
+    """n = 4, t = 3: the victim sees one record, the next two the other; colluders are agents whose journal's check is
+    taken out, and answer both through the same code."""
+    victim, second, third, colluder = played.names
+    bound = 2 * played.params.error_bound(len(played.names))
+
+    def difference() -> Any:
+        return played.open(closed.plan, closed.everybody, played.names, colluder) - played.open(
+            closed.plan, closed.without, played.names[1:], colluder
+        )
+
+    def answers_both(name: str, close: Signed) -> None:
+        played.forget(name, "answered_close")
+        played.answer(name, close)
+
+    played.answer(victim, closed.everybody)
+    for name in (second, third, colluder):
+        played.answer(name, closed.without)
+    said = {name: _said(lambda name=name: played.answer(name, closed.everybody)) for name in (second, third)}  # type: ignore[misc]
+    answers_both(colluder, closed.everybody)
+    below = _said(difference)
+    answers_both(third, closed.everybody)
+    off = _off(played, difference(), victim)
+    worked = off <= bound
     return [
         Case(
-            f"a second answer {what}",
-            control=without or "with an older journal and a key that survived it answers twice",
-            control_worked=not without,
-            defended=told or "answered twice",
+            "real agents, n = 4, t = 3: two close records",
+            control=f"two agents whose journal's check is taken out answer both: both sets open, and their difference "
+            f"is {victim}'s update, to {off:.1e}",
+            control_worked=worked,
+            defended=f"one such agent: {below}" if below else "one such agent is enough",
+            held="too few" in below,
+        ),
+        Case(
+            "real agents: the other close record, in the same process",
+            control="without the journal's check the same code answers it",
+            control_worked=worked,
+            defended=" / ".join(sorted(set(said.values())))[:200] or "answered",
+            held=all(said.values()),
+        ),
+    ]
+
+
+def _answers_once(played: PlayedRound, closed: _Closed, before: Path) -> list[Case]:
+    """A second answer after a restart or from a snapshot; ``before``: the agent's folder before it answered."""
+    name = played.names[1]
+    key, given = played.secret(name), len(played.links[name].answers)
+
+    def again() -> str:
+        told = _said(lambda: played.answer(name, closed.everybody))
+        more = len(played.links[name].answers) > given
+        return "" if more else told or "no answer: the round key was in memory only"
+
+    said = {}
+    played.restart(name)
+    said["after a restart"] = again()
+    played.give_secret(name, key)
+    said["after a restart, the round key having survived"] = again()
+    played.restore(name, before)
+    said["from a restored snapshot"] = again()
+    # Control: both the key and an older journal, which the claim excludes.
+    played.give_secret(name, key)
+    answered = again() == ""
+    return [
+        Case(
+            f"real agents: a second answer {what}",
+            control="with an older journal and a key that survived it answers twice"
+            if answered
+            else "not even with an older journal and a key that survived",
+            control_worked=answered,
+            defended=told[:200] or "answered twice",
             held=bool(told),
         )
         for what, told in said.items()
     ]
 
 
-def _second_plan(folder: Path, seed: int) -> Case:
-    """Another plan record for the round, without one of the sites."""
-    parties = Parties(4, length=LENGTH)
-    played, other = (Round(parties, parties.names[:count]) for count in (4, 3))
-    member = _Member(folder / "planned")
-    signed = [_plan_record(parties, one) for one in (played, other)]
-    member.journal.accept_plan(1, signed[0])
-    told = _said(lambda: member.journal.accept_plan(1, signed[1]))
-    member.stop()
-    # Control: one update under both plans and one key is a key used twice.
-    trained = vectors(parties.names, LENGTH, seed)
-    upload = played.upload(parties.names[0], trained[parties.names[0]])
-    again = other.encrypt(parties.names[0], trained[parties.names[0]])
-    differ = upload.commit.payload != again.commit.payload
+def _second_plan(played: PlayedRound, closed: _Closed) -> Case:
+    """Another plan record for the round, without the last site: under it the others would commit again."""
+    *rest, left_out = played.names
+    signed, other = played.plan_of(rest)
+    played.show_plan(signed, other, rest)
+    said = {
+        name: _said(lambda name=name: played.agents[name].upload.upload_and_commit(ROUND, other.digest))  # type: ignore[misc]
+        for name in rest
+    }
+    again = [name for name in rest if other.digest in played.links[name].committed]
+    kept = ("plan_record", "commit_record", "attempt", "ciphertext_root", "share_root", "chunk_count")
+    for name in rest:
+        played.forget(name, *kept, "acknowledgement", "answered_close")
+        played.agents[name].upload.upload_and_commit(ROUND, other.digest)
+    close = played.close_of(other, rest)
+    for name in rest:
+        played.agents[name].protection.acknowledge(ROUND)
+        played.answer(name, close)
+    # The first sum is opened by who is in both plans.
+    reader = rest[-1]
+    difference = played.open(closed.plan, closed.everybody, played.names, reader) - played.open(
+        other, close, rest, reader
+    )
+    off = _off(played, difference, left_out)
     return Case(
-        "a second plan record for the round",
-        control="the same update is committed under both, in two sums" if differ else "nothing",
-        control_worked=differ,
-        defended=told or "accepted",
-        held=bool(told),
+        "real agents: a second plan record for the round",
+        control=f"with the journal's check taken out they commit, deal and answer again: the difference of the "
+        f"two sums is {left_out}'s update, to {off:.1e}",
+        control_worked=off <= 2 * played.params.error_bound(len(played.names)),
+        defended=" / ".join(sorted(set(said.values())))[:200] or "committed under it",
+        held=all(said.values()) and not again,
     )
 
 
-def _plan_record(parties: Parties, played: Round) -> Any:
-
-    record = rp.PlanRecord(
-        manifest_digest=parties.trust.digest, round=1, round_record_digest=played.plan.digest
-    )
-    return parties.sign("hub", Label.PLAN_RECORD, record)
+def _real_agents(folder: Path) -> list[Case]:
+    """One round in which four real agents are shown two of everything."""
+    with PlayedRound(folder / "hospitals") as played:
+        closed = _begin(played)
+        name = played.names[1]
+        # A copy of a database in use is not whole.
+        secret = played.secret(name)
+        played.stop(name)
+        played.snapshot(name, folder / "before")
+        played.restart(name)
+        played.give_secret(name, secret)
+        cases = _two_closes(played, closed)
+        cases += _answers_once(played, closed, folder / "before")
+        return [*cases, _second_plan(played, closed)]
 
 
 def run(context: Context) -> Result:
@@ -195,8 +241,9 @@ def run(context: Context) -> Result:
         for t in range(n // 2 + 1, n):
             context.note(f"n = {n}, t = {t}")
             cases.append(_pair(n, t, context.seed))
-    cases += _answers_once(context.folder)
-    cases.append(_second_plan(context.folder, context.seed))
+    context.note("real agents")
+    context.folder.joinpath("real").mkdir()
+    cases += _real_agents(context.folder / "real")
     safe = all(
         2 * least_threshold(n) - n > colluders_withstood(least_threshold(n), n) for n in range(3, 1001)
     )
@@ -210,7 +257,8 @@ def run(context: Context) -> Result:
             plot("Colluders needed (red) and withstood (green), by sites in the round", _draw, height=2.6)
         ],
         notes=(
-            "The same with whole agents against a lying coordinator: tests/attacks/test_attack_two_sets.py.",
+            "The cases of n and t are played with the suite's own code in one process; those called real agents with "
+            "agents as shipped (policy, ledger, journal on disk, training), whose coordinator the row plays.",
         ),
     )
     return result if safe else Result.of_cases([], "rule 4 is broken")
