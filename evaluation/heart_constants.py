@@ -18,15 +18,15 @@ class Step:
     clip_norm: float
 
 
-_PLAIN = Step(1.0, 0.5)
+_PLAIN = Step(0.25, 0.5)
 _CHOSEN: dict[float, dict[str, Step]] = {
     3.0: {
-        "cleveland": Step(1.0, 0.5),
-        "hungary": Step(1.0, 0.5),
+        "cleveland": Step(0.5, 1.0),
+        "hungary": Step(0.5, 0.5),
         "switzerland": Step(1.0, 0.5),
-        "va-long-beach": Step(1.0, 0.5),
+        "va-long-beach": Step(0.5, 0.5),
         Arm.FEDAVG: Step(HEART_STUDY.learning_rate, HEART_STUDY.clip_norm),
-        Arm.DP_FEDSGD: Step(1.0, 0.5),
+        Arm.DP_FEDSGD: Step(1.0, 1.0),
     },
     1.0: {
         "cleveland": Step(1.0, 0.5),

@@ -9,7 +9,8 @@ too good.
 ``schedules``: federated averaging with privacy, mean AUC over hospitals. ``constants``: learning rate and clipping
 norm on the schedule chosen, for every arm. A hospital alone takes those that are best for it, the most that it could
 hope for. A federation takes those with which the hospital that gains least over that gains most, so that nobody is
-worse off. pooled, without privacy, takes the best mean over hospitals.
+worse off; of those within ALIKE of it the smallest product of both, whose noise moves the model least, as in the grid
+of ``accuracy.tuning``. pooled, without privacy, takes the best mean over hospitals.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from cipherward.evaluation import baselines
 from cipherward.evaluation.accuracy.constants import Arm
 from cipherward.evaluation.accuracy.federation import Simulator
 from cipherward.evaluation.accuracy.sums import Encryption
+from cipherward.evaluation.accuracy.tuning import ALIKE
 from cipherward.evaluation.heart_constants import Step, with_step
 from cipherward.evaluation.heart_cv import FEDERATED, federated, hospitals
 from cipherward.site_agent.tasks.base import Task
@@ -114,9 +116,11 @@ def best_alone(table: Table) -> list[Step]:
 
 
 def best_together(table: Table, alone: Table) -> Step:
-    """The step with which the hospital that gains least over its best alone gains most."""
+    """The step with which the hospital that gains least over its best alone gains most, but for ALIKE."""
     top = np.max(list(alone.values()), axis=0)
-    return max(table, key=lambda step: float((table[step] - top).min()))
+    least = {step: float((found - top).min()) for step, found in table.items()}
+    alike = [step for step, gain in least.items() if gain >= max(least.values()) - ALIKE]
+    return min(alike, key=lambda step: (step.learning_rate * step.clip_norm, step.clip_norm))
 
 
 def best_mean(table: Table) -> Step:

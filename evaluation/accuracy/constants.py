@@ -14,7 +14,7 @@ from enum import StrEnum
 from cipherward.evaluation.accuracy.studies import Schedule
 
 EPSILONS = (1.0, 3.0, 8.0, math.inf)
-RATES = (3.0, 10.0, 30.0, 100.0, 300.0)
+RATES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 CLIP_NORMS = (0.3, 1.0)
 
 

@@ -142,7 +142,9 @@ def test_constants_are_chosen_by_the_rules() -> None:
     together = {
         first: np.array([0.88, 0.9]),  # the best mean, but the first hospital loses most
         second: np.array([0.89, 0.7]),
-        third: np.array([0.95, 0.58]),
+        third: np.array([0.892, 0.7]),  # no better than that, for all that is known, and with more noise
     }
     assert heart_grid.best_together(together, alone) == second
+    together[third] = np.array([0.894, 0.7])
+    assert heart_grid.best_together(together, alone) == third
     assert heart_grid.best_mean(together) == first

@@ -24,7 +24,7 @@ class StudyDefaults:
     steps: int = 10
     divisor: float = 40.0
     learning_rate: float = 1.0
-    clip_norm: float = 0.5
+    clip_norm: float = 1.0
     loss_bound: float = 2.0
     metrics_noise_multiplier: float = 10.0
     metrics_scale: float = 200.0
