@@ -31,6 +31,8 @@ of 8 and 64): at ratios of 5 to 6 (ResNet-18's last stage, 512 channels at 7 x 7
 gradients take 107 to 216; at 14 to 42, 2.2 and 10.4 against 1.9 and 9.6; at 170, as long; at 700, six times as
 long."""
 _UNDERESTIMATE = 2.0**-16
+_LOST = 2.0**-126
+"""Of a squared norm, for each value: the square of one below 2**-63 is no normal float32 and may count as zero."""
 
 Sum = Callable[[torch.Tensor], torch.Tensor]
 
@@ -144,8 +146,10 @@ def _ghosts(a: torch.Tensor, b: torch.Tensor, slots: Slots) -> Part:
     found = (of_a * of_b).sum((1, 2, 3), dtype=torch.float64)
     # Where the positions' gradients cancel, rounding could make the norm too small, and the patient's part
     # of the sum too large: what rounding can take away is added.
-    lengths = (of_a.diagonal(dim1=2, dim2=3) * of_b.diagonal(dim1=2, dim2=3)).clamp_(min=0).sqrt_()
-    found = found.clamp_(min=0) + _UNDERESTIMATE * lengths.sum((1, 2), dtype=torch.float64).square_()
+    of_a, of_b = (gram.diagonal(dim1=2, dim2=3).clamp(min=0).double() for gram in (of_a, of_b))
+    found = found.clamp_(min=0) + _UNDERESTIMATE * (of_a * of_b).sqrt_().sum((1, 2)).square_()
+    for lengths, others in ((of_a, b), (of_b, a)):
+        found += others.shape[3] * _LOST * lengths.sqrt().sum((1, 2)).square_()
 
     def weighted(factors: torch.Tensor) -> torch.Tensor:
         # (groups, outputs, patients x positions) @ (groups, patients x positions, inputs)
@@ -165,10 +169,10 @@ def _explicit(gradients: torch.Tensor) -> Part:
 
 
 def squares(values: torch.Tensor) -> torch.Tensor:
-    """Of the rows' L2 norms, (n, values) to (n,), float64."""
+    """Of the rows' L2 norms, never too small but for rounding: (n, values) to (n,), float64."""
     # Summed in float32, pairwise: a float64 norm takes four times as long. Overflow counts as not finite.
     found: torch.Tensor = torch.linalg.vecdot(values, values)
-    return found.double()
+    return found.double() + values.shape[1] * _LOST
 
 
 def _convolution(module: nn.Conv1d | nn.Conv2d, a: torch.Tensor, b: torch.Tensor, slots: Slots) -> _Found:

@@ -258,6 +258,32 @@ def test_the_ghost_norm_is_never_too_small_where_positions_cancel() -> None:
         assert float(part.squares[0].sqrt()) >= float(exact.norm()) * (1 - 1e-6)
 
 
+@pytest.mark.parametrize("positions", [1, 2, 5])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_square_too_small_for_float32_hides_no_norm(positions: int, swapped: bool) -> None:
+    tiny, large = torch.full((1, positions, 30), 2.6e-23), torch.full((1, positions, 20), 1e18)
+    a, b = (large, tiny) if swapped else (tiny, large)
+    layer = nn.Linear(a.shape[2], b.shape[2])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers, "GHOST_RATIO", float("inf"))
+        part = layers.parts(layer, a, b, Slots(1))[layer.weight]
+    assert float(part.squares[0].sqrt()) >= float((b.double().mT @ a.double()).norm()) * (1 - 1e-6)
+
+
+def test_the_closed_form_bounds_a_patient_of_huge_features_and_a_tiny_loss() -> None:
+    task = Classes(lambda: nn.Linear(30, 2, bias=False))
+    model = task.model()
+    with torch.no_grad():
+        model.weight.zero_()  # type: ignore[operator, union-attr]
+        model.weight[0, 0] = 52e-18  # type: ignore[index]
+    records = Records(torch.full((1, 30), 1e18), torch.zeros(1, dtype=torch.int64), ("a",))
+    sampler = PatientGradients(task, model, records, CPU)
+    assert sampler._head is not None
+    total, dropped = sampler.clipped_sum(np.arange(1), 1e-6)
+    assert dropped == 0
+    assert 0 < float(total.norm()) <= 1e-6 * (1 + 1e-6)
+
+
 # Models that only Opacus's hooks know
 
 
