@@ -109,7 +109,7 @@ def unarmour(kind: Kind, text: bytes) -> bytes:
     kinds = [held.value.lower() for held, _ in found]
     if [held for held, _ in found] != [kind]:
         raise FormatError(
-            f"a file is not a {kind.value.lower()}",
+            f"a file is no {kind.value.lower()}",
             why=f"it holds {' and '.join(kinds) or 'nothing'}",
             fix="Check that it is the right file",
         )

@@ -13,7 +13,6 @@ from typing import Any
 
 from cipherward.crypto.shared_noise import noise_share, realised_noise_multiplier
 from cipherward.crypto.strategies import SHARED_NOISE
-from cipherward.crypto.suites.registry import suite as find_suite
 from cipherward.crypto.trust_statement import trust_statement
 from cipherward.durable import explained, write_file
 from cipherward.errors import UnavailableError, UsageError
@@ -29,9 +28,10 @@ from cipherward.evaluation.demo.results import (
     SharedNoiseResult,
     SiteResult,
 )
-from cipherward.evaluation.demo.studies import HOSPITALS, STUDY, TASK, demo_study, study_file
+from cipherward.evaluation.demo.studies import HOSPITALS, STUDY, TASK, check_demo, demo_study, study_file
 from cipherward.evaluation.demo.study import RunningStudy
 from cipherward.evaluation.demo.table import show_result
+from cipherward.evaluation.output import check_writable
 from cipherward.evaluation.output import console as new_console
 from cipherward.ids import check_name
 from cipherward.proto.v1.coordinator_pb2 import StudyStatus
@@ -129,15 +129,18 @@ def run(options: Options) -> DemoResult:
     sources = hospital_parts(options.sites)
     for name in sources:
         check_name(name, "site")
-    find_suite(options.suite)  # refuses an unknown one before anything is replaced
+    # All that can be refused is refused before an earlier demo is replaced.
     plan = demo_study(options.strategy, options.rounds, options.epsilon)
+    check_demo(plan, options.suite, len(sources))
     training = plan.training
-    prepare_folder(options.workdir)
-    folder = options.workdir.resolve()
+    if options.json is not None and not options.json.absolute().is_relative_to(options.workdir.absolute()):
+        check_writable(options.json)
     start = time.monotonic()
     progress = Progress(console, len(sources), training.rounds)
     progress.step("calibrating the noise")
     sigma = training.noise_multiplier()
+    prepare_folder(options.workdir)
+    folder = options.workdir.resolve()
     progress.step(f"making keys and certificates for {len(sources)} sites")
     consortium = DemoConsortium(folder)
     for name, source in sources.items():

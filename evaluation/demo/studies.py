@@ -39,6 +39,7 @@ _SHARED = replace(
     sampling_rate=0.5,
     divisor=80.0,
     learning_rate=8.0,
+    clip_norm=0.5,
     metrics_noise_multiplier=20.0,  # paid in every round, and there are twice as many
 )
 _STUDIES = {
@@ -60,6 +61,23 @@ def demo_study(strategy: str, rounds: int | None, epsilon: float) -> DemoStudy:
     chosen = _STUDIES[strategy]
     rounds = chosen.training.rounds if rounds is None else rounds
     return replace(chosen, training=replace(chosen.training, rounds=rounds, epsilon=epsilon))
+
+
+def check_demo(study: DemoStudy, suite: str, count: int) -> None:
+    """UsageError for a suite that there is not, and for what no manifest of ``count`` sites may ask for."""
+    one_key = find_suite(suite).key_lifetime is KeyLifetime.STUDY
+    if study.strategy == SHARED_NOISE and one_key:
+        raise UsageError(
+            f"the strategy {SHARED_NOISE} cannot run in the suite {suite}",
+            why="the sites share one noise, and there one site can open an update with its own part of it alone",
+            fix="Use --suite quorum, or another strategy",
+        )
+    if study.strategy == SHARED_NOISE and colluders_withstood(least_threshold(count), count) < 1:
+        raise UsageError(
+            f"the strategy {SHARED_NOISE} cannot run with {count} sites",
+            why="with so few it would withstand no colluding site, and none would have a guarantee",
+            fix="Use --sites 3 or more, or another strategy",
+        )
 
 
 def study_file(study: DemoStudy, suite: str, sources: Collection[str], noise_multiplier: float) -> StudyFile:

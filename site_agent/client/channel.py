@@ -4,6 +4,7 @@ HTTP proxy where there is one."""
 from __future__ import annotations
 
 import os
+import re
 
 import grpc
 
@@ -17,7 +18,9 @@ KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 30_000, 10_000
 def check_address(address: str) -> str:
     """``HOST:PORT``; raises UsageError."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536 or "://" in address:
+    known = port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536
+    # In the middle of a host, these are of something else: a URL, a path, half of [IPv6].
+    if not known or not re.fullmatch(r"\[[^\s\[\]/]+\]|[^\s\[\]/:]+", host):
         raise UsageError(
             f"{address[:120]!r} is not an address", why="it must be HOST:PORT", fix="Check --coordinator"
         )

@@ -268,6 +268,9 @@ class Trainer:
                     f"no trainer answers at {path or self._path}",
                     fix=f"Start it: python -m {_MODULE} --socket {self._path}",
                 ) from error
+        except OSError:
+            with explained("connect to", path or self._path):
+                raise
         connection = self._launch()
         if path is None:
             return connection

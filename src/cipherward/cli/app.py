@@ -6,17 +6,35 @@ exit status is 0 only on success.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
-from cipherward.errors import CipherwardError
+from cipherward import __version__
+from cipherward.durable import explained
+from cipherward.errors import CipherwardError, EnvironmentProblem
 
 INTERRUPTED = 130
 UNEXPECTED = 70
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"cipherward {__version__}")
+        raise typer.Exit
+
+
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Secure aggregation for hospitals that train one model together."""
 
 
 def build() -> typer.Typer:
@@ -36,7 +54,7 @@ def build() -> typer.Typer:
 
     app = typer.Typer(
         name="cipherward",
-        help="Secure aggregation for hospitals that train one model together.",
+        callback=_common,
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
@@ -64,11 +82,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the last resort: one line in the place of a traceback
         if os.environ.get("CIPHERWARD_DEBUG"):
             traceback.print_exc()
+        if isinstance(error, OSError) and (problem := _of_machine(error)):
+            print(f"error: {problem}", file=sys.stderr)  # noqa: T201
+            return problem.exit_status
         line = f"error: CW-999 unexpected {type(error).__name__}, because {' '.join(str(error).split())}. "
         hint = "Run again with CIPHERWARD_DEBUG=1 for the traceback and report it."
         print(line + hint, file=sys.stderr)  # noqa: T201
         return UNEXPECTED
     return 0
+
+
+def _of_machine(error: OSError) -> EnvironmentProblem | None:
+    """What the operating system refused, if it says of which file or has no room: no defect of ours."""
+    if error.filename is None and error.errno != errno.ENOSPC:
+        return None
+    place = "the output" if error.filename is None else os.fsdecode(error.filename)
+    try:
+        with explained("use", place):
+            raise error
+    except EnvironmentProblem as problem:
+        return problem
 
 
 if __name__ == "__main__":

@@ -19,6 +19,13 @@ app = typer.Typer(
 Json = Annotated[Path | None, typer.Option("--json", help="Write the records to this file.")]
 
 
+def _prepared(path: Path | None) -> None:
+    from cipherward.evaluation.output import check_writable
+
+    if path is not None:
+        check_writable(path)
+
+
 def _finish(records: list[Record], path: Path | None) -> None:
     from cipherward.evaluation.bench.records import write
 
@@ -45,6 +52,7 @@ def crypto(
     from cipherward.evaluation.bench.crypto import run
     from cipherward.evaluation.bench.table import Table
 
+    _prepared(json)
     with Table("encryption") as table:
         run(
             parameters or [1_000_000, 10_000_000, 100_000_000],
@@ -67,6 +75,7 @@ def round_(
     from cipherward.evaluation.bench.round import run
     from cipherward.evaluation.bench.table import Table
 
+    _prepared(json)
     with Table("a round, training excluded") as table:
         run(parameters, sites, rounds, table.add)
     _finish(table.records, json)
@@ -102,6 +111,7 @@ def coordinator(
     from cipherward.evaluation.bench.coordinator.run import Figure, run
     from cipherward.evaluation.bench.table import Table
 
+    _prepared(json)
     with Table("a coordinator under load") as table:
         run(figure or list(Figure), suite, sites, parameters, repeats, clients, table.add, table.note)
     _finish(table.records, json)
@@ -124,6 +134,7 @@ def training(
     from cipherward.evaluation.bench.table import Table
     from cipherward.evaluation.bench.training.run import ALL, run
 
+    _prepared(json)
     with Table("a training step") as table:
         run(model or ALL, table.add, table.note)
     _finish(table.records, json)

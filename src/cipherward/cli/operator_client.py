@@ -24,6 +24,7 @@ from cipherward.proto.v1.coordinator_pb2 import (
 )
 from cipherward.proto.v1.coordinator_pb2_grpc import CoordinatorStub
 from cipherward.proto.v1.study_pb2 import OperatorCommand, OperatorOrder
+from cipherward.site_agent.client.channel import check_address
 from cipherward.site_agent.client.errors import translated
 
 _PIECE = 2**20
@@ -86,7 +87,8 @@ class OperatorClient:
 
 @contextmanager
 def dial(folder: Path, address: str) -> Iterator[OperatorClient]:
-    """The operator of ``folder``, connected to the coordinator at HOST:PORT."""
+    """The operator of ``folder``, connected to the coordinator at HOST:PORT. UsageError for another address."""
+    check_address(address)
     member = load_member(folder, Role.OPERATOR, time.time())
     with grpc.secure_channel(address, member.channel_credentials(), options=list(_OPTIONS)) as channel:
         yield OperatorClient(member, CoordinatorStub(channel))

@@ -33,11 +33,13 @@ def run(
 ) -> None:
     """Take part in the consortium's studies until SIGTERM or SIGINT. The log goes to standard output."""
     from cipherward.clock import SystemClock
+    from cipherward.site_agent.client.channel import check_address
     from cipherward.site_agent.daemon.agent import Options
     from cipherward.site_agent.daemon.agent import run as serve
     from cipherward.site_agent.daemon.logging import make_logger
     from cipherward.site_agent.daemon.metrics import SiteMetrics
 
+    check_address(coordinator)  # before torch is loaded for nothing
     metrics = SiteMetrics()
     options = Options(folder, coordinator, trainer_socket, once_finished, metrics_port)
     serve(options, SystemClock(), make_logger(json_lines=json_logs, observe=metrics.observe), metrics)

@@ -42,7 +42,7 @@ def run(
 
 @app.command(name="list", epilog="Example: cipherward threats list")
 def list_() -> None:
-    """All threats, and about how many minutes the attack on each takes, fast and in full."""
+    """All threats, and about how many seconds the attack on each takes, fast and in full."""
     from rich.table import Table
 
     from cipherward.evaluation.output import console

@@ -1,27 +1,38 @@
 """Every way to get a command wrong ends in one line that says what happened, why, and what to do."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from cipherward.cli import app as app_module
 from cipherward.cli.app import main
 
-COMMANDS = [
-    ["consortium", "init"],
-    ["consortium", "approve"],
-    ["consortium", "revoke"],
-    ["consortium", "sign-study"],
-    ["site", "init"],
-    ["coordinator", "init"],
-    ["operator", "init"],
-]
+
+def commands(app, *path):
+    """All of them, by name."""
+    for group in app.registered_groups:
+        yield from commands(group.typer_instance, *path, group.typer_instance.info.name)
+    for one in app.registered_commands:
+        yield [*path, one.name or one.callback.__name__.replace("_", "-")]
+
+
+COMMANDS = list(commands(app_module.build()))
+
+
+def test_every_command_is_known_here():
+    assert len(COMMANDS) >= 30
+    assert ["site", "policy", "check"] in COMMANDS and ["demo"] in COMMANDS
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_help_has_an_example(cli, command):
     status, out, _ = cli.run(*command, "--help")
     assert status == 0
-    assert f"Example: cipherward {' '.join(command)} " in " ".join(out.split())
+    assert re.search(rf"Examples?: cipherward {' '.join(command)}\b", " ".join(out.split()))
 
 
 @pytest.mark.parametrize("group", ["consortium", "site", "coordinator", "operator"])
@@ -203,6 +214,63 @@ def test_an_unexpected_error_is_one_line_and_a_hint(cli, monkeypatch):
     monkeypatch.setenv("CIPHERWARD_DEBUG", "1")
     _, _, err = cli.run()
     assert "Traceback" in err
+
+
+LONG = "x" * 300
+"""The operating system refuses it as a name, for any user."""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["consortium", "approve", "request.pem", "--dir", LONG],
+        ["consortium", "sign-study", "study.toml", "--weights", "initial.f32", "--out", LONG],
+        ["site", "status", "--dir", LONG],
+        ["site", "fsck", "--dir", LONG],
+        ["site", "run", "--dir", "cleveland", "--coordinator", "localhost:1", "--trainer-socket", LONG],
+        ["coordinator", "run", "--dir", LONG],
+        ["coordinator", "fsck", "--dir", LONG],
+        ["study", "status", "--dir", LONG, "--coordinator", "localhost:1"],
+        ["audit", "verify", "--dir", LONG, "--anchor", "consortium/anchor.pem"],
+        ["bench", "crypto", "--parameters", "1", "--sites", "2", "--json", "nowhere/out.json"],
+        ["demo", "--json", "nowhere/out.json"],
+    ],
+    ids=" ".join,
+)
+def test_what_the_operating_system_refuses_is_no_defect_of_ours(cli, here, arguments):
+    status, _, err = cli.run(*arguments)
+    assert status == 3 and err.startswith("error: CW-200 ") and err.count("\n") == 1, err
+
+
+@pytest.mark.parametrize("address", ["hub", "with space:1", "http://hub:1", "hub:99999", "[::1", ":7443", ""])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["study", "status", "--dir", "olga"],
+        ["study", "start", "manifest.pem", "--weights", "initial.f32", "--dir", "olga"],
+        ["site", "run", "--dir", "cleveland"],
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_an_address_that_is_none(cli, here, command, address):
+    cli.fails(2, "must be HOST:PORT", *command, "--coordinator", address)
+
+
+@pytest.mark.parametrize("command", ["--help", "site policy check --dir cleveland", "threats list"])
+def test_an_output_that_is_closed_or_full(here, command):
+    run = [sys.executable, "-m", "cipherward.cli.app", *command.split()]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(run, cwd=here, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 3
+    assert ended.stderr.startswith("error: CW-200 cannot use the output, because the disk is full.")
+    shell = f"{' '.join(run)} 2>errors | true"
+    subprocess.run(["bash", "-c", shell], cwd=here, check=True)
+    assert (here / "errors").read_text() == ""
+
+
+def test_the_version_is_told(cli):
+    status, out, _ = cli.run("--version")
+    assert status == 0 and re.fullmatch(r"cipherward \d+\.\d+\.\d+\S*\n", out)
 
 
 def test_ctrl_c_ends_with_130(monkeypatch):

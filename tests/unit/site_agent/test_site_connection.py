@@ -137,10 +137,14 @@ def test_a_closed_port_is_explained_for_real(world):
         CoordinatorClient(channel).manifest("heart-1")
 
 
-@pytest.mark.parametrize("address", ["hub", "hub:0", "https://hub:443", ":1", "hub:99999"])
+@pytest.mark.parametrize(
+    "address", ["hub", "hub:0", "https://hub:443", ":1", "hub:99999", "a hub:1", "[::1", "::1:7443"]
+)
 def test_an_address_is_host_and_port(address):
     with pytest.raises(UsageError):
         check_address(address)
+    for right in ("hub.example.org:7443", "10.0.0.1:1", "[::1]:65535", "spital-zürich:7443"):
+        assert check_address(right) == right
 
 
 def test_readiness_is_told_to_systemd(tmp_path, monkeypatch):
