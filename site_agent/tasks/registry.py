@@ -4,9 +4,13 @@ digest: what has not been checked must not be executed."""
 from __future__ import annotations
 
 import sys
-from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES, ModuleSpec
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES, ModuleSpec, SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
 
 from cipherward.crypto.labels import Label, digest
 from cipherward.durable import read_file
@@ -50,6 +54,9 @@ def find(name: str) -> Task:
     Raises UsageError if it is missing, does not import, or is not a Task.
     """
     entry = entry_point(name)
+    package = _package(entry)
+    if not any(isinstance(finder, _FromSource) and finder.package == package for finder in sys.meta_path):
+        sys.meta_path.insert(0, _FromSource(package))
     try:
         task = entry.load()()
     except (ImportError, AttributeError, TypeError) as error:
@@ -92,6 +99,45 @@ def check_digest(name: str, expected: bytes) -> None:
             why=f"its digest here is {actual.hex()[:16]}..., expected {expected.hex()[:16]}...",
             fix="Install the version of the task that the study was signed with",
         )
+
+
+class _SourceLoader(SourceFileLoader):
+    """Compiles the source each time. A cache beside it, whose date and size anybody can make fit, is code that no
+    digest covers."""
+
+    def path_stats(self, path: object) -> NoReturn:
+        """Without these the import system neither reads nor writes a cache."""
+        raise OSError("compiled caches of tasks are not used")
+
+
+class _FromSource(MetaPathFinder):
+    """Imports a task's package from what its digest covers."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != self.package and not fullname.startswith(self.package + "."):
+            return None
+        for finder in sys.meta_path:
+            if isinstance(finder, _FromSource):
+                continue
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None:
+                if type(spec.loader) is SourceFileLoader:
+                    spec.loader = _SourceLoader(fullname, spec.loader.path)
+                return spec
+        return None
+
+
+def _package(entry: EntryPoint) -> str:
+    """The name of what ``_sources`` lists."""
+    spec = _spec(entry.module)
+    if (spec is not None and spec.submodule_search_locations is not None) or "." not in entry.module:
+        return entry.module
+    return entry.module.rpartition(".")[0]
 
 
 def _sources(entry: EntryPoint) -> tuple[Path, list[Path]]:

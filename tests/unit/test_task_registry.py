@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import py_compile
 import subprocess
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -88,6 +91,35 @@ def test_the_digest_covers_compiled_modules(plugins: Path, ending: str) -> None:
     before = registry.task_digest("own")
     (plugins / f"own/inner{ending}").write_bytes(b"\x7fELF")
     assert registry.task_digest("own") != before
+
+
+@pytest.mark.parametrize("module", ["sly.task", "sly"])
+def test_a_compiled_cache_does_not_run_in_the_place_of_the_source(plugins: Path, module: str) -> None:
+    """It fits the source's date and size, as whoever packs a wheel can make it, and no digest covers it."""
+    source = (
+        "from cipherward.site_agent.tasks.heart_disease import HeartDisease as Sly\nread = 'what was read'\n"
+    )
+    files = {"sly/__init__.py": "", "sly/task.py": source, "sly/late.py": "read = 'what was read'\n"}
+    if module == "sly":
+        files["sly/__init__.py"] = source
+    install(plugins, "sly", f"{module}:Sly", files)
+    before = registry.task_digest("sly")
+    for path in [plugins / "sly/late.py", (plugins / f"{module.replace('.', '/')}.py")]:
+        path = path if path.exists() else plugins / "sly/__init__.py"
+        text, date = path.read_text(), path.stat().st_mtime
+        path.write_text(text.replace("what was read", "what was hidd"))
+        os.utime(path, (date, date))
+        py_compile.compile(str(path))
+        path.write_text(text)
+        os.utime(path, (date, date))
+    try:
+        assert registry.task_digest("sly") == before
+        registry.find("sly")
+        for name in (module, "sly.late"):
+            assert importlib.import_module(name).read == "what was read"
+    finally:
+        for name in ("sly", "sly.task", "sly.late"):
+            sys.modules.pop(name, None)
 
 
 def test_the_digest_depends_on_the_object_and_not_on_the_place(plugins: Path, tmp_path: Path) -> None:
