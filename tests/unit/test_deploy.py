@@ -18,7 +18,7 @@ from cipherward.site_agent.policy.template import TEMPLATE
 ROOT = Path(__file__).parents[2]
 SYSTEMD, DOCKER = ROOT / "deploy/systemd", ROOT / "deploy/docker"
 ROLES = ("coordinator", "site")
-PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "SECURITY.md", ROOT / "CONTRIBUTING.md"])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*/README.md")])
 
 
 # Command lines
@@ -53,6 +53,8 @@ def in_pages(page: Path) -> Iterator[list[str]]:
             if found:
                 yield ["cipherward", *shlex.split(found[1], comments=True)]
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    for indented in re.findall(r"^ {4}(cipherward .+)$", prose, re.MULTILINE):
+        yield shlex.split(indented, comments=True)
     for quoted in re.findall(r"`(cipherward [^`]+)`", prose):
         yield shlex.split(quoted.replace("\n", " "))
 
@@ -97,7 +99,7 @@ def test_a_wrong_command_and_a_wrong_option_are_found(capsys: pytest.CaptureFixt
     assert problem_with(["cipherward", "site", "run", "--coordinator", "x"], capsys) == ""
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
 def test_commands_in_pages_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     problems = [problem_with(command, capsys) for command in in_pages(page)]
     assert not list(filter(None, problems))
