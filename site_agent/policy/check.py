@@ -156,7 +156,8 @@ def _on_dataset(
     if study.dp and study.delta > bounds.delta:
         line = f"the study's delta is {study.delta:g}, the hospital wants at most {bounds.delta:g}"
         yield Finding("delta-above-policy", line)
-    lost = ledger.count(Kind.LOST, dataset)
+    # Over every data set with a patient of this one: a new name for the same patients starts no new count.
+    lost = sum(ledger.count(Kind.LOST, name) for name in ledger.overlapping(dataset))
     if lost >= rule.max_lost_reservations:
         most = rule.max_lost_reservations
         line = f"{lost} rounds were paid for and then aborted, the hospital stops at {most}"

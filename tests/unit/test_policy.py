@@ -224,6 +224,12 @@ def test_too_many_aborted_rounds_end_it(ledger: Ledger) -> None:
         spend(ledger, number)
         ledger.mark_lost("ward", "heart", number)
         assert codes(ledger, rules=cautious) == ({"too-many-lost"} if number == 2 else set())
+    # A patient under a new name brings the count along; others start at none.
+    renamed = policy(datasets={"clinic": ward(max_lost_reservations=2)["ward"]})
+    for patients, expected in ((["q"], set()), (["q", "p1"], {"too-many-lost"})):
+        ledger.register("clinic", patients)
+        found = check(renamed, FACTS, "clinic", ledger, installed_task=CODE)
+        assert {finding.code for finding in found} == expected
 
 
 def test_training_without_dp_takes_two_deliberate_switches(ledger: Ledger) -> None:
