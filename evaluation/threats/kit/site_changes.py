@@ -16,18 +16,21 @@ def _folder() -> Path:
 
 @change
 def round_keys_on_disk(_: str) -> None:
-    """A site that writes its round key into its folder, as one would that survives restarts."""
+    """In studies whose name has ``kept`` in it, the round key is written into the site's folder, as by an agent that
+    is to survive restarts."""
     from cipherward.durable import write_secret
-    from cipherward.site_agent.daemon.quorum.secrets import RoundSecrets
+    from cipherward.site_agent.daemon.quorum.protection import QuorumProtection
 
-    fresh, folder = RoundSecrets.fresh, _folder()
+    fields, folder = QuorumProtection.join_fields, _folder()
 
-    def kept(self: Any, round_number: int, seconds: float) -> Any:
-        secret = fresh(self, round_number, seconds)
-        write_secret(folder / f"round-{round_number}.key", secret.key.to_bytes())
-        return secret
+    def kept(self: Any, trust: Any, round_number: int) -> Any:
+        made = fields(self, trust, round_number)
+        if "kept" in self._study.name.split("-"):
+            content = self._secrets.of(round_number).key.to_bytes()
+            write_secret(folder / f"{self._study.name}-{round_number}.key", content, replace=True)
+        return made
 
-    patch(RoundSecrets, "fresh", kept)
+    patch(QuorumProtection, "join_fields", kept)
 
 
 @change

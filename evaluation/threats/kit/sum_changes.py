@@ -96,3 +96,23 @@ def wrong_sums(shift: str) -> None:
         return honest(self, job, store, stop)
 
     patch(LocalEngine, "run", wrongly)
+
+
+@change
+def stalled_sums(_: str) -> None:
+    """Studies whose name has ``stalled`` in it never get a sum: everything is committed and nothing answered."""
+    import time
+
+    from cipherward.coordinator.aggregation.base import Stopped
+    from cipherward.coordinator.aggregation.local import LocalEngine
+
+    honest = LocalEngine.run
+
+    def stalled(self: Any, job: Any, store: Any, stop: Any) -> Any:
+        if "stalled" in job.updates[0].name.partition("/")[0].split("-"):
+            while not stop():
+                time.sleep(0.1)
+            raise Stopped
+        return honest(self, job, store, stop)
+
+    patch(LocalEngine, "run", stalled)

@@ -3,7 +3,7 @@ of every hospital is tried on what the coordinator holds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
@@ -17,9 +17,10 @@ from cipherward.coordinator.daemon.folder import blobs_url, database_url
 from cipherward.coordinator.daemon.view import share_set, update_set
 from cipherward.coordinator.store.chunks import ChunkSet
 from cipherward.coordinator.store.database import Store
+from cipherward.coordinator.store.studies import COMMIT
 from cipherward.crypto.labels import Label, framed
 from cipherward.crypto.quorum.sealed import Dealing
-from cipherward.crypto.records import Plan, verify_plan
+from cipherward.crypto.records import Plan, StudyTrust, verify_plan
 from cipherward.crypto.sealing import SealingKey
 from cipherward.crypto.signing import record_digest
 from cipherward.crypto.suites.base import KeyLifetime
@@ -27,10 +28,10 @@ from cipherward.crypto.suites.payload import Layout
 from cipherward.crypto.suites.registry import suite
 from cipherward.crypto.suites.site_side import one_time_key_side, study_key_side
 from cipherward.errors import CipherwardError
-from cipherward.evaluation.threats.kit.agents import Ended, run_study
+from cipherward.evaluation.threats.kit.attacked import Attacked
 from cipherward.evaluation.threats.row import Case, Context, Figure, Result, Row
-from cipherward.proto.v1.coordinator_pb2 import RecordKind
-from cipherward.proto.v1.round_pb2 import CloseRecord, Commit
+from cipherward.proto.v1.coordinator_pb2 import Phase, RecordKind, StudyState
+from cipherward.proto.v1.round_pb2 import Commit
 from cipherward.site_agent.training.metrics import METRICS
 
 ROUND = 1
@@ -56,8 +57,8 @@ class _Captured:
         return bool(np.isfinite(values).all() and abs(values[-1] - 1) <= self.trust.params.error_bound(1))
 
 
-def _captured(ended: Ended) -> _Captured:
-    folder, trust = ended.consortium.coordinator, ended.trust
+def _captured(folder: Path, trust: StudyTrust) -> _Captured:
+    """From the coordinator's folder; the round need not be closed."""
     store, blobs = Store(database_url(folder)), Blobs(blobs_url(folder))
     study = trust.manifest.study
 
@@ -66,12 +67,14 @@ def _captured(ended: Ended) -> _Captured:
 
     try:
         with store.transaction() as t:
-            kinds = (RecordKind.RECORD_KIND_ROUND, RecordKind.RECORD_KIND_PLAN, RecordKind.RECORD_KIND_CLOSE)
-            opening, plan, close = (t.studies.record(study, ROUND, kind) for kind in kinds)
-            if opening is None or plan is None or close is None:
+            opening, plan = (
+                t.studies.record(study, ROUND, kind)
+                for kind in (RecordKind.RECORD_KIND_ROUND, RecordKind.RECORD_KIND_PLAN)
+            )
+            if opening is None or plan is None:
                 raise RuntimeError("the coordinator's store lacks a record of the round")
-            record = CloseRecord.FromString(close.payload)
-            commits = {one.site: Commit.FromString(one.commit.payload) for one in record.contributions}
+            posted = t.studies.round_posts(study, ROUND, COMMIT)
+            commits = {site: Commit.FromString(signed.payload) for site, signed in posted.items()}
             uploads = {
                 site: content(t.chunks.load(update_set(study, ROUND, site, one.attempt)))
                 for site, one in commits.items()
@@ -83,7 +86,12 @@ def _captured(ended: Ended) -> _Captured:
     finally:
         store.close()
     digest = record_digest(Label.ROUND_RECORD, opening)
-    return _Captured(trust, verify_plan(plan, trust, digest, ROUND), commits, uploads, sealed)
+    found = _Captured(trust, verify_plan(plan, trust, digest, ROUND), commits, uploads, sealed)
+    if len(commits) < len(trust.sites) or not all(uploads.values()):
+        raise RuntimeError(f"the coordinator lacks an upload of {study}")
+    if trust.key_lifetime is KeyLifetime.ATTEMPT and not all(sealed.values()):
+        raise RuntimeError(f"the coordinator lacks the sealed shares of {study}")
+    return found
 
 
 def _files(folder: Path) -> Iterator[bytes]:
@@ -116,11 +124,10 @@ def _keys(folder: Path) -> list[SealingKey]:
     return found
 
 
-def _opens_quorum(found: _Captured, seized: Sequence[tuple[str, Path]]) -> tuple[set[str], int]:
-    """Hospitals whose update these seized folders together open, and how many sealed shares did."""
+def _opens_quorum(found: _Captured, keys: Mapping[str, list[SealingKey]]) -> tuple[set[str], int]:
+    """Hospitals whose update the keys of some seized folders together open, and how many sealed shares did."""
     side, params, plan = one_time_key_side(found.trust.params.suite), found.trust.params, found.plan
     opened, shares_opened = set(), 0
-    keys = {name: _keys(folder) for name, folder in seized}
     for dealer, commit in found.commits.items():
         named = f"{params.suite}:{params.name}"
         dealing = Dealing(
@@ -143,90 +150,179 @@ def _opens_quorum(found: _Captured, seized: Sequence[tuple[str, Path]]) -> tuple
     return opened, shares_opened
 
 
-def _peers(opened: set[str], own: Sequence[str]) -> set[str]:
-    return opened - set(own)
+def _in_clear(attacked: Attacked, study: str) -> tuple[int, int]:
+    """How many hospitals' own updates lie in clear in their own folders, and how many in anybody else's."""
+    folders = {name: attacked.consortium.site_folder(name) for name in attacked.names}
+    folders["coordinator"] = attacked.consortium.coordinator
+    held = {
+        name: [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+        for name, folder in folders.items()
+    }
+    own = others = 0
+    for name in attacked.names:
+        update = np.load(folders[name] / f"sent-{study}.npy").astype("<f4").tobytes()
+        here = [path for path in folders[name].rglob("update.f32") if path.read_bytes() == update]
+        own += bool(here)
+        others += sum(any(update in one for one in held[other]) for other in folders if other != name)
+    return own, others
+
+
+@dataclass(frozen=True)
+class _Seized:
+    """What the seized folders of one moment open."""
+
+    moment: str
+    shared: dict[str, int]
+    """By hospital, the peers' updates that its folder opens."""
+    kept: int
+    """Updates that t folders open where round keys are on disk."""
+    below: list[int]
+    """Updates that each choice of t - 1 of these opens."""
+    everybody: int
+    shares: int
+    tried: int
+    threshold: int
+    sites: int
+
+    def cases(self) -> list[Case]:
+        """Three."""
+        control = f"with round keys on disk {self.threshold} folders open {self.kept} of {self.sites} updates"
+        everything = all(count == self.sites - 1 for count in self.shared.values())
+        one = f"every hospital's folder opens {min(self.shared.values())} of {self.sites - 1} peers' updates"
+        return [
+            Case(
+                f"quorum, {self.moment}: all hospitals' folders and the coordinator's",
+                control,
+                self.kept == self.sites,
+                f"{self.tried} keys tried; {self.shares} sealed shares and {self.everybody} updates open",
+                not self.everybody and not self.shares and self.tried > 0,
+            ),
+            Case(
+                f"quorum, {self.moment}: {self.threshold - 1} folders that have the round keys, and the coordinator's",
+                control,
+                self.kept == self.sites,
+                f"{sum(self.below)} updates open in {len(self.below)} choices",
+                not any(self.below),
+            ),
+            Case(
+                f"shared-key, {self.moment}: one hospital's folder and the coordinator's",
+                one,
+                everything,
+                f"OPEN, as documented for this suite: {one}"
+                if everything
+                else f"{one}: the documentation that calls it open is wrong",
+                everything,
+            ),
+        ]
+
+
+def _seize(attacked: Attacked, trusts: Mapping[str, StudyTrust], kind: str, moment: str) -> _Seized:
+    def captured(study: str) -> _Captured:
+        return _captured(attacked.consortium.coordinator, trusts[study])
+
+    folders = {name: attacked.consortium.site_folder(name) for name in attacked.names}
+    shared = captured(f"shared-{kind}")
+    readers = {name: len(_opens_shared(shared, folder) - {name}) for name, folder in folders.items()}
+    keys = {name: _keys(folder) for name, folder in folders.items()}
+    kept, shipped = captured(f"kept-quorum-{kind}"), captured(f"quorum-{kind}")
+    threshold, names = kept.plan.threshold, list(attacked.names)
+    opened, _ = _opens_quorum(kept, {name: keys[name] for name in names[:threshold]})
+    below = [
+        len(_opens_quorum(kept, {name: keys[name] for name in some})[0])
+        for some in combinations(names, threshold - 1)
+    ]
+    everybody, shares = _opens_quorum(shipped, keys)
+    return _Seized(
+        moment,
+        readers,
+        len(opened),
+        below,
+        len(everybody),
+        shares,
+        sum(map(len, keys.values())),
+        threshold,
+        len(names),
+    )
+
+
+STUDIES = {"shared": "shared-key", "quorum": "quorum", "kept-quorum": "quorum"}
+MOMENTS = {"after": "after the round", "stalled": "killed between commit and answer"}
 
 
 def run(context: Context) -> Result:
-    """Three studies: shared-key; quorum with round keys on disk (control); quorum as shipped."""
-    context.note("a study in the shared-key suite, real agents")
-    shared = run_study(context.folder / "shared", "shared-key", coordinator=("keeps-everything",))
-    found = _captured(shared)
-    readers = {
-        name: len(_peers(_opens_shared(found, shared.consortium.site_folder(name)), [name]))
-        for name in shared.names
-    }
-    all_read = all(count == len(shared.names) - 1 for count in readers.values())
-
-    context.note("control: hospitals that keep round keys on disk")
-    kept = run_study(
-        context.folder / "kept", "quorum", coordinator=("keeps-everything",), sites=("round-keys-on-disk",)
+    """Six studies of the same agents: two suites and a control, each to its end and stopped in the middle of a round,
+    where every agent is killed. Then every file of every hospital is tried on what the coordinator holds."""
+    changes = ("keeps-everything", "stalled-sums")
+    with Attacked(context.folder / "seized", changes, ("round-keys-on-disk", "keeps-vectors")) as attacked:
+        attacked.start()
+        trusts = {
+            f"{name}-{kind}": attacked.study(f"{name}-{kind}", suite)
+            for kind in MOMENTS
+            for name, suite in STUDIES.items()
+        }
+        for study in trusts:
+            context.note(f"real agents: {study}")
+            attacked.wait(lambda study=study: _there(attacked, study), f"the moment of {study}")  # type: ignore[misc]
+        for name in attacked.names:
+            attacked.processes.kill(f"site-{name}")
+        alive = [attacked.status(study).state for study in trusts if study.endswith("stalled")]
+    if any(state != StudyState.STUDY_STATE_RUNNING for state in alive):
+        raise RuntimeError("a round that was to be cut off had ended before")
+    found = {}
+    for kind, moment in MOMENTS.items():
+        context.note(f"every file tried: {moment}")
+        found[kind] = _seize(attacked, trusts, kind, moment)
+    own, others = zip(*(_in_clear(attacked, f"{name}-stalled") for name in ("shared", "quorum")), strict=True)
+    sites = len(attacked.names)
+    clear = Case(
+        "a round cut off: updates in clear on disk",
+        control=f"{min(own)} of {sites} hospitals' own updates are found in their own folders",
+        control_worked=min(own) == sites,
+        defended=f"{sum(others)} are found in a peer's folder or the coordinator's",
+        held=not sum(others),
     )
-    found = _captured(kept)
-    threshold = found.plan.threshold
-    folders = [(name, kept.consortium.site_folder(name)) for name in found.plan.members]
-    with_t, _ = _opens_quorum(found, folders[:threshold])
-    below = [_opens_quorum(found, some)[0] for some in combinations(folders, threshold - 1)]
-
-    context.note("as shipped")
-    shipped = run_study(context.folder / "shipped", "quorum", coordinator=("keeps-everything",))
-    found = _captured(shipped)
-    if found.trust.key_lifetime is not KeyLifetime.ATTEMPT or not all(found.sealed.values()):
-        raise RuntimeError("the captured round has no sealed shares")
-    folders = [(name, shipped.consortium.site_folder(name)) for name in found.plan.members]
-    tried = sum(len(_keys(folder)) for _, folder in folders)
-    everybody, shares = _opens_quorum(found, folders)
-    cases = [
-        Case(
-            "quorum: all hospitals' folders and the coordinator's, after the round",
-            control=f"with round keys on disk {threshold} folders open {len(with_t)} of {len(folders)} updates",
-            control_worked=len(with_t) == len(folders),
-            defended=f"{tried} keys tried; {shares} sealed shares and {len(everybody)} updates open",
-            held=not everybody and not shares,
-        ),
-        Case(
-            f"quorum: {threshold - 1} folders that even have the round keys, and the coordinator's",
-            control=f"{threshold} folders open {len(with_t)} of {len(folders)} updates",
-            control_worked=len(with_t) == len(folders),
-            defended=f"{sum(len(one) for one in below)} updates open in {len(below)} choices",
-            held=not any(below),
-        ),
-        Case(
-            "shared-key: one hospital's folder and the coordinator's",
-            control=f"every hospital's folder opens {min(readers.values())} peers' updates",
-            control_worked=all_read,
-            defended="OPEN, as stated for this suite: every hospital holds the key",
-            held=True,
-        ),
-    ]
+    after, stalled = found["after"], found["stalled"]
     control: dict[str, Figure] = {
-        "shared-key: peers' updates that each hospital's folder opens": min(readers.values()),
-        f"quorum, round keys on disk: updates that {threshold} folders open": len(with_t),
+        "shared-key: peers' updates that each hospital's folder opens": min(after.shared.values()),
+        f"quorum, round keys on disk: updates that {after.threshold} folders open": after.kept,
     }
     defended: dict[str, Figure] = {
-        "quorum: updates that all folders together open": len(everybody),
-        "quorum: sealed shares that open": shares,
-        "quorum: keys tried": tried,
+        "quorum: updates that all folders together open": after.everybody,
+        "the same, killed between commit and answer": stalled.everybody,
+        "quorum: sealed shares that open": after.shares + stalled.shares,
+        "quorum: keys tried": after.tried + stalled.tried,
     }
     return Result.of_cases(
-        cases,
-        f"In the shared-key suite every one of {len(readers)} hospitals' folders, with the coordinator's, opens all "
-        f"{len(readers) - 1} peers' updates. In the quorum suite all hospitals' folders together open "
-        f"{len(everybody)}: no key of a round is ever on disk.",
+        [*after.cases(), *stalled.cases(), clear],
+        f"In the shared-key suite every one of {sites} hospitals' folders, with the coordinator's, opens all "
+        f"{sites - 1} peers' updates. In the quorum suite all hospitals' folders together open "
+        f"{after.everybody + stalled.everybody}, seized after a round or in the middle of one: no key of a round is "
+        "ever on disk.",
         control=control,
         defended=defended,
         notes=(
-            "A hospital's own latest update lies in its folder in clear while its round is in progress. t hospitals "
-            "that conspire during a round, with their processes' memory, open any update of it: that is what t means.",
-            "That every site holds the key is the shared-key suite's stated limit (SECURITY.md, the trust statement).",
+            "A hospital's own latest update, with its noise, lies in its folder in clear while its round is in "
+            "progress. t hospitals that conspire during a round, with their processes' memory, open any update of it: "
+            "that is what t means.",
+            "That every site holds the key is the shared-key suite's stated limit (SECURITY.md, the trust statement): "
+            "the row fails when it no longer does, so that the documentation is corrected.",
         ),
     )
+
+
+def _there(attacked: Attacked, study: str) -> bool:
+    """Whether the study has got as far as it shall."""
+    status = attacked.status(study)
+    if study.endswith("stalled"):
+        return status.phase == Phase.PHASE_SUM
+    return status.state == StudyState.STUDY_STATE_FINISHED
 
 
 ROW = Row(
     id="T03",
     title="key custody: whose seized state opens a peer's update",
-    adversary="Whoever seizes hospitals' machines after a round, with a coordinator that has deleted nothing.",
+    adversary="Whoever seizes hospitals' machines after a round or in the middle of one, with a coordinator that has "
+    "deleted nothing.",
     holds="Every file in the seized folders, and all uploads and sealed shares.",
     source="Reproduced on NVIDIA FLARE 2.9.0 (2026): every hospital has the same secret key, in a file of mode 0644.",
     metric="peers' updates that open",
