@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
+from cipherward.cli.terminal import printable
 from cipherward.coordinator.audit.verify import Progress as Report
 from cipherward.crypto.audit import StudyAudit
 from cipherward.crypto.inclusion import Proven
@@ -87,12 +88,15 @@ def to_json(audit: StudyAudit) -> dict[str, Any]:
     }
 
 
+def _say(line: str) -> None:
+    """Names may be those of a store that somebody tampered with: what the audit says of it must stand."""
+    typer.echo(printable(line))
+
+
 def _print_anchor(anchor: Anchor, *, compared: bool) -> None:
-    typer.echo(f"consortium {anchor.consortium}, anchor {show(anchor.fingerprint)}")
+    _say(f"consortium {anchor.consortium}, anchor {show(anchor.fingerprint)}")
     if not compared:
-        typer.echo(
-            "not checked: that this is the right anchor; compare its fingerprint, or give --fingerprint"
-        )
+        _say("not checked: that this is the right anchor; compare its fingerprint, or give --fingerprint")
 
 
 def print_audits(audits: Sequence[StudyAudit], anchor: Anchor, *, compared: bool) -> None:
@@ -101,28 +105,28 @@ def print_audits(audits: Sequence[StudyAudit], anchor: Anchor, *, compared: bool
     for audit in audits:
         _print(audit)
     if not audits:
-        typer.echo("no studies")
+        _say("no studies")
 
 
 def _print(audit: StudyAudit) -> None:
     going = f", round {audit.in_progress} in progress" if audit.in_progress else ""
-    typer.echo(f"{audit.study} ({audit.suite}): rounds closed {audit.closed}, aborted {audit.aborted}{going}")
+    _say(f"{audit.study} ({audit.suite}): rounds closed {audit.closed}, aborted {audit.aborted}{going}")
     if audit.finding is not None:
-        typer.echo(f"  WRONG: {audit.finding}")
-        typer.echo("  not checked: what comes after that. Right until there:")
-    typer.echo(
+        _say(f"  WRONG: {audit.finding}")
+        _say("  not checked: what comes after that. Right until there:")
+    _say(
         f"  signatures and chain: manifests {audit.versions}, joins {audit.joins}, commits {audit.commits}, "
         f"model reports {audit.reports}"
     )
     if audit.added:
-        typer.echo(f"  sums added up again: {_rounds(audit.added)}")
+        _say(f"  sums added up again: {_rounds(audit.added)}")
     for reason, rounds in audit.not_added.items():
-        typer.echo(f"  not checked: the sum of {_rounds(rounds)}; {reason}")
+        _say(f"  not checked: the sum of {_rounds(rounds)}; {reason}")
     for number, site in audit.left_out:
-        typer.echo(f"  left out of the sum of round {number}: {site}, which had committed")
+        _say(f"  left out of the sum of round {number}: {site}, which had committed")
     for number, site in audit.not_reported:
-        typer.echo(f"  no model report of round {number}: {site}, whose update is in the sum")
-    typer.echo(f"  transcript after round {audit.ended}: {audit.transcript.hex()}")
+        _say(f"  no model report of round {number}: {site}, whose update is in the sum")
+    _say(f"  transcript after round {audit.ended}: {audit.transcript.hex()}")
 
 
 def proven_to_json(proven: Proven) -> dict[str, Any]:
@@ -147,18 +151,18 @@ def print_proven(proven: Proven, anchor: Anchor, *, compared: bool, update: bool
     """For people: what a proof proves, and what is left to compare."""
     _print_anchor(anchor, compared=compared)
     item = proven.contribution
-    typer.echo(
+    _say(
         f"{proven.study}, round {proven.round}: {item.site}'s update (attempt {item.attempt}) is in the sum of "
         f"{len(proven.cohort)}: {', '.join(proven.cohort)}"
     )
-    typer.echo(f"  ciphertext root {item.ciphertext_root.hex()}")
+    _say(f"  ciphertext root {item.ciphertext_root.hex()}")
     if proven.chunk is not None:
         given = ", and it is the given file's" if update else ""
-        typer.echo(f"  chunk {proven.chunk} is in it, leaf hash {proven.leaf_hash.hex()}{given}")
-    typer.echo(f"  transcript after round {proven.round}: {proven.transcript.hex()}")
+        _say(f"  chunk {proven.chunk} is in it, leaf hash {proven.leaf_hash.hex()}{given}")
+    _say(f"  transcript after round {proven.round}: {proven.transcript.hex()}")
     if proven.head_round != proven.round:
-        typer.echo(f"  transcript after round {proven.head_round}: {proven.head.hex()}")
-    typer.echo(
+        _say(f"  transcript after round {proven.head_round}: {proven.head.hex()}")
+    _say(
         "not checked: that the sites believe this history; compare a transcript with `cipherward site status --json`"
         " of any of them"
     )

@@ -8,13 +8,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from cipherward.cli.terminal import console as new_console
+from cipherward.cli.terminal import printable
+
 
 def _table(console: Console, title: str, columns: list[str], rows: list[list[object]]) -> None:
     if not rows:
         return
-    table = Table(*columns, title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, overflow="fold")  # a name that is cut short is no name
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row))
+        table.add_row(*("" if value is None else printable(str(value)) for value in row))
     console.print(table)
 
 
@@ -35,18 +40,18 @@ def _epsilon(item: dict[str, Any], key: str) -> str:
 
 def print_status(found: dict[str, Any]) -> None:
     """What ``site_agent.status.status`` found."""
-    console = Console()
-    console.print(found["identity"], highlight=False)
+    console = new_console()
+    console.print(found["identity"])
     for line in filter(None, [found["problem"], *found.get("warnings", [])]):
-        console.print(f"  ! {line}", highlight=False, soft_wrap=True)
+        console.print(printable(f"  ! {line}"), soft_wrap=True)
     _data_sets(console, found["data_sets"])
     for study in found["studies"]:
         line = f"study {study['study']}: {study['state']}, model after round {study['model_round']}"
-        console.print(f"\n{line} of {study['planned_rounds']}", highlight=False)
+        console.print(f"\n{line} of {study['planned_rounds']}")
         if study["reason"]:
-            console.print(f"  {study['reason']}", highlight=False, soft_wrap=True)
+            console.print(printable(f"  {study['reason']}"), soft_wrap=True)
         for finding in study["findings"]:
-            console.print(f"  {finding['code']}: {finding['line']}", highlight=False, soft_wrap=True)
+            console.print(printable(f"  {finding['code']}: {finding['line']}"), soft_wrap=True)
         own = {item["round"]: item for item in study["evaluations"]}
         shared = any(entry["noise_promised"] for entry in study["rounds"])
         _table(
@@ -77,11 +82,8 @@ def print_status(found: dict[str, Any]) -> None:
             ],
         )
     for incident in found["incidents"]:
-        console.print(
-            f"  ! {incident['study']} round {incident['round']}: {incident['message']}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        line = f"  ! {incident['study']} round {incident['round']}: {incident['message']}"
+        console.print(printable(line), soft_wrap=True)
 
 
 def _data_sets(console: Console, items: list[dict[str, Any]]) -> None:
@@ -107,8 +109,8 @@ def _data_sets(console: Console, items: list[dict[str, Any]]) -> None:
 
 def print_ledger(found: dict[str, Any]) -> None:
     """What ``site_agent.spending.ledger_status`` found."""
-    console = Console()
-    console.print(f"{found['sequence']} events, head {found['head'][:16]}...", highlight=False)
+    console = new_console()
+    console.print(f"{found['sequence']} events, head {found['head'][:16]}...")
     for item in found["data_sets"]:
         _account(console, item)
     for item in found["studies"]:
@@ -126,17 +128,15 @@ def print_ledger(found: dict[str, Any]) -> None:
 
 def _account(console: Console, item: dict[str, Any]) -> None:
     """One data set: a bar, and what each study took."""
-    console.print(
-        f"\ndata set {item['name']}, version {item['version']}, {item['patients']} patients", highlight=False
-    )
+    console.print(f"\ndata set {item['name']}, version {item['version']}, {item['patients']} patients")
     if "problem" in item:
-        console.print(f"  {item['problem']}", highlight=False)
+        console.print(f"  {item['problem']}")
         return
     spent, ceiling = item["epsilon"], item["epsilon_ceiling"]
     line = f"epsilon {_epsilon(item, 'epsilon')} of {_epsilon(item, 'epsilon_ceiling')} spent"
     left = f", {_short(item['epsilon_left'])} left" if ceiling is not None else ""
     bar = "" if ceiling is None else f"{budget_bar(spent, ceiling)} "
-    console.print(f"  {bar}{line} at delta {item['delta']:g}{left}", highlight=False, markup=False)
+    console.print(f"  {bar}{line} at delta {item['delta']:g}{left}")
     _table(
         console,
         "",
@@ -156,7 +156,7 @@ def _outlook(console: Console, item: dict[str, Any]) -> None:
     if left is not None:
         enough = "enough" if left >= to_come else "not enough"
         line += f", {left} more could be paid for, {to_come} to come: {enough}"
-    console.print(line, highlight=False, soft_wrap=True)
+    console.print(line, soft_wrap=True)
 
 
 def budget_bar(spent: float | None, ceiling: float, width: int = 30) -> str:
@@ -167,10 +167,10 @@ def budget_bar(spent: float | None, ceiling: float, width: int = 30) -> str:
 
 def print_policy_check(found: dict[str, Any]) -> None:
     """What ``site_agent.policy_check.check_file`` found of a study."""
-    console = Console()
+    console = new_console()
 
     def say(line: str) -> None:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        console.print(printable(line), soft_wrap=True)
 
     say(found["trust"])
     budget = found["budget"]

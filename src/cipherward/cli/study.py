@@ -47,10 +47,10 @@ def status(
 ) -> None:
     """Where a study stands, its sites, and its rounds so far."""
     from google.protobuf.json_format import MessageToJson
-    from rich.console import Console
 
     from cipherward.cli.operator_client import dial
     from cipherward.cli.study_view import print_status
+    from cipherward.cli.terminal import console
 
     with dial(folder, coordinator) as client:
         found = client.status(study)
@@ -59,7 +59,7 @@ def status(
             MessageToJson(found, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
         )
     else:
-        print_status(Console(), found)
+        print_status(console(), found)
 
 
 @app.command(epilog="Example: cipherward study watch --dir olga --coordinator hub:7443")
@@ -67,14 +67,13 @@ def watch(folder: Folder, coordinator: Address, study: Name = "") -> None:
     """Follow a study to its end. Goes on when the coordinator restarts."""
     import time
 
-    from rich.console import Console
-
     from cipherward.cli.operator_client import dial
     from cipherward.cli.study_view import Watched
+    from cipherward.cli.terminal import console
     from cipherward.errors import ProtocolError, UnavailableError
     from cipherward.proto.v1.coordinator_pb2 import StudyState
 
-    with dial(folder, coordinator) as client, Watched(Console()) as shown:
+    with dial(folder, coordinator) as client, Watched(console()) as shown:
         name = study or client.status("").study
         while True:
             try:

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from cipherward.cli.terminal import printable
 from cipherward.proto.v1.coordinator_pb2 import Phase, RoundStatus, StudyState, StudyStatus
 from cipherward.wire_names import wire_name
 
@@ -23,13 +24,13 @@ def headline(status: StudyStatus) -> str:
     line = f"{status.study}: {state}, round {status.round} of {status.rounds}"
     if status.state == StudyState.STUDY_STATE_RUNNING:
         line += f", {phase}"
-    return f"{line}, {status.reason}" if status.reason else line
+    return printable(f"{line}, {status.reason}" if status.reason else line)
 
 
 def round_line(entry: RoundStatus, sites: int) -> str:
     """One line: how a round ended."""
     if entry.aborted:
-        return f"round {entry.round} aborted: {entry.reason}"
+        return printable(f"round {entry.round} aborted: {entry.reason}")
     return (
         f"round {entry.round}: {len(entry.contributors)} of {sites} sites, {entry.seconds:.1f} s, "
         f"{entry.seconds_after_join:.1f} s without training, {(entry.bytes_up + entry.bytes_down) / 1e6:.1f} MB"
@@ -43,7 +44,8 @@ def site_table(status: StudyStatus) -> Table:
         table.add_column(column)
     for site in list(status.sites)[:_MOST_ROWS]:
         chunks = str(site.chunks_stored) if site.chunks_stored else ""
-        table.add_row(site.name, "yes" if site.connected else "no", site.step, chunks, Text(site.problem))
+        texts = (site.name, "yes" if site.connected else "no", site.step, chunks, site.problem)
+        table.add_row(*(Text(printable(text)) for text in texts))
     if len(status.sites) > _MOST_ROWS:
         table.add_row(f"and {len(status.sites) - _MOST_ROWS} more", "", "", "", "")
     return table
@@ -51,12 +53,12 @@ def site_table(status: StudyStatus) -> Table:
 
 def print_status(console: Console, status: StudyStatus) -> None:
     """All of it, once."""
-    console.print(headline(status), markup=False)
+    console.print(headline(status))
     console.print(
-        f"suite {status.suite}, {status.parameters}, {status.parameter_count} parameters", markup=False
+        printable(f"suite {status.suite}, {status.parameters}, {status.parameter_count} parameters")
     )
     for entry in status.history:
-        console.print(round_line(entry, len(status.sites)), markup=False)
+        console.print(round_line(entry, len(status.sites)))
     console.print(site_table(status))
 
 
@@ -82,10 +84,10 @@ class Watched:
     def show(self, status: StudyStatus) -> None:
         """The newest status."""
         for entry in list(status.history)[self._rounds :]:
-            self._console.print(round_line(entry, len(status.sites)), markup=False)
+            self._console.print(round_line(entry, len(status.sites)))
         self._rounds = len(status.history)
         if self._console.is_terminal:
             self._live.update(Group(Text(headline(status)), site_table(status)), refresh=True)
         elif headline(status) != self._said:
             self._said = headline(status)
-            self._console.print(self._said, markup=False)
+            self._console.print(self._said)

@@ -171,12 +171,12 @@ def test_a_wrong_study_file_names_the_setting(kit, changes, words):
 )
 def test_a_study_cannot_ask_for_adaptive_clipping(kit, setting):
     """Flower 1.41 moves an adaptive norm the wrong way (2026). Here C is a constant of the manifest."""
-    fixed = "clipping_norm = 0.5 "
+    fixed = next(line for line in kit.TEXT.splitlines() if line.startswith("clipping_norm = "))
     with pytest.raises(UsageError, match=rf"dp\.{setting.split()[0]}, because there is no such setting"):
         StudyFile.parse(kit.edited((fixed, f"{setting}\n{fixed}")))
     for several in ("[0.5, 0.4]", '"adaptive"', "inf", "-0.5"):
         with pytest.raises(CipherwardError, match=r"clipping.norm"):
-            kit.build(kit.edited((fixed, f"clipping_norm = {several} ")))
+            kit.build(kit.edited((fixed, f"clipping_norm = {several}")))
     fields = {field.name for field in kit.build().dp.DESCRIPTOR.fields}
     assert {name for name in fields if "clip" in name or "quantile" in name} == {"clipping_norm"}
 
