@@ -20,11 +20,12 @@ from cipherward.crypto.quorum.params import parameters
 from cipherward.errors import LimitError, UsageError
 from cipherward.evaluation.accuracy import constants, data, report, tuning
 from cipherward.evaluation.accuracy.constants import Arm
+from cipherward.evaluation.accuracy.federation import Simulator
 from cipherward.evaluation.accuracy.journal import read
 from cipherward.evaluation.accuracy.partition import Partition, deal
 from cipherward.evaluation.accuracy.statistics import paired_interval
 from cipherward.evaluation.accuracy.studies import honest_sites
-from cipherward.evaluation.accuracy.sums import RealSums, SimulatedSums
+from cipherward.evaluation.accuracy.sums import Encryption, RealSums, SimulatedSums
 from cipherward.site_agent.tasks.base import Split
 from cipherward.site_agent.tasks.medmnist.extractor import VERSION
 from cipherward.site_agent.tasks.medmnist.files import FEATURES
@@ -209,3 +210,18 @@ def test_of_constants_as_good_those_whose_noise_moves_the_model_least_are_chosen
     assert tuning.best(list(zip(tried, aucs, strict=True))) is tried[quiet]
     aucs[loud] = 0.9 + 1.1 * tuning.ALIKE
     assert tuning.best(list(zip(tried, aucs, strict=True))) is tried[loud]
+
+
+def test_what_is_near_the_best_is_run_again_and_one_is_chosen(
+    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = tuning.Bench(data.load(features), Simulator(Encryption.SIMULATED, tmp_path), 3)
+    tuning.choose(bench, [Arm.ALONE], math.inf, seeds=1, more=1)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    first, again = lines[: len(constants.RATES)], lines[len(constants.RATES) : -1]
+    assert [float(line[2]) for line in first] == list(constants.RATES)
+    top = max(float(line[4]) for line in first)
+    near = [line[2:4] for line in first if float(line[4]) >= top - tuning.NEAR]
+    assert [line[2:4] for line in again] == (near if len(near) > 1 else [])
+    assert all(line[5:] == ["of", "2"] for line in again)
+    assert lines[-1][4] == "chosen" and lines[-1][2:4] in near
