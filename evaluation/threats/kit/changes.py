@@ -183,6 +183,7 @@ def counts_anything(_: str) -> None:
     from cipherward.coordinator.api.uploads import Uploads
     from cipherward.coordinator.daemon.sums import Sums
     from cipherward.coordinator.daemon.view import share_set, update_set
+    from cipherward.crypto.quorum.params import QuorumParams
 
     summing, running, stored = Sums._sum, LocalEngine.run, {}
 
@@ -215,3 +216,4 @@ def counts_anything(_: str) -> None:
     patch(Uploads, "_record", record)
     patch(Sums, "_sum", everything)
     patch(LocalEngine, "run", run)
+    patch(QuorumParams, "check_sites", lambda *_: None)
