@@ -14,6 +14,8 @@ import numpy as np
 from cipherward.crypto import manifest, quorum_records, records
 from cipherward.crypto.labels import Label
 from cipherward.crypto.manifest import require_member, verify_manifest
+from cipherward.crypto.quorum import shamir
+from cipherward.crypto.quorum.decoding import PRIME
 from cipherward.crypto.quorum_records import SHARE_BYTES
 from cipherward.crypto.records import verify_close, verify_commit, verify_plan
 from cipherward.crypto.sealing import SealingKey
@@ -30,6 +32,8 @@ from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.study_pb2 import Manifest
 
 LENGTH = 24
+ONE_UPDATE = 1e-5
+"""What opens this near to one update is that update: values are of the order of 1."""
 NAMES = ("alpha", "beta", "gamma", "delta")
 
 
@@ -72,8 +76,9 @@ def _empty_roster(made: Manifest) -> None:
     del made.roster[:]
 
 
-def _one_hospital_twice(made: Manifest) -> None:
-    made.roster[1].signing_key = made.roster[0].signing_key
+def _one_hospital_thrice(made: Manifest) -> None:
+    for sybil in made.roster[2:]:
+        sybil.signing_key = made.roster[1].signing_key
 
 
 def _same_name_twice(made: Manifest) -> None:
@@ -95,14 +100,15 @@ MANIFESTS: tuple[tuple[str, Callable[[Manifest], None]], ...] = (
     ("a minimum cohort of one", _cohort_of_one),
     ("a threshold of one", _threshold_one),
     ("an empty roster", _empty_roster),
-    ("one hospital under two names (Sybil)", _one_hospital_twice),
+    ("one hospital under three names (Sybil)", _one_hospital_thrice),
     ("a name twice in the roster", _same_name_twice),
     ("more colluders than the threshold withstands", _too_many_colluders),
     ("another signing key in the site's own name", _someone_elses_key),
 )
 
 
-def _manifests(folder: Path) -> list[Case]:
+def _manifests(folder: Path, opened: dict[str, float]) -> list[Case]:
+    """``opened``: by manifest, how far from one update is what such a study opens, its rules being taken out."""
     folder.mkdir(parents=True)
     admin = _Admin(folder)
     for name in NAMES:
@@ -117,16 +123,60 @@ def _manifests(folder: Path) -> list[Case]:
 
         with replaced(manifest, "check_manifest", _nothing):
             off = _said(lambda signed=signed: verify_manifest(signed, own.anchor))  # type: ignore[misc]
+        error = opened.get(what)
+        shown = "" if error is None else f"; in such a study one hospital's update is opened, to {error:.1e}"
         cases.append(
             Case(
                 f"a manifest with {what}",
-                off or "the root's signature is right: taken",
-                not off,
+                off or f"the root's signature is right: taken{shown}",
+                not off and (error is None or error <= ONE_UPDATE),
                 _said(admit),
                 False,
             )
         )
     return [_held(case) for case in cases]
+
+
+def _opened_alone(played: Round, colluders: tuple[str, ...], trained: Any) -> float:
+    """How far what the coordinator and these colluders open of the first site's upload is from its update: with the
+    shares dealt to them alone, before any sum is made."""
+    victim, params = played.members[0], played.parties.params
+    shares = {played.plan.places[one] + 1: played.opened_share(victim, one) for one in colluders}
+    combined = next(SITE.combine(params, shares, played.plan.threshold, 1))
+    opened = played.open_with(combined.key, played.uploads[victim].chunks, 1)
+    return float(np.abs(opened - trained[victim]).max())
+
+
+def _constant(secret: Any, threshold: int, members: int, stream: Any) -> list[bytes]:
+    """Shares with threshold 1: a polynomial of degree 0."""
+    return [(secret % PRIME).astype("<u4").tobytes()] * members
+
+
+def _consequences(seed: int) -> dict[str, float]:
+    """What the manifests that matter lead to, the rules of plans and close records being taken out as well."""
+    found = {}
+    # One colluder's share is the key where t = 1. The sharing refuses such a t by itself: that is out as well.
+    with (
+        replaced(records, "_check_quorum_of", lambda trust, joined: trust.manifest.threshold),
+        replaced(shamir, "split", _constant),
+    ):
+        parties = Parties(4, length=LENGTH, threshold=1)
+        played, trained = Round(parties, parties.names), vectors(parties.names, LENGTH, seed + 3)
+        played.upload(parties.names[0], trained[parties.names[0]])
+        found["a threshold of one"] = _opened_alone(played, parties.names[3:], trained)
+    # One hospital has the round keys of three names, and so t of four shares.
+    parties = Parties(4, length=LENGTH)
+    played, trained = Round(parties, parties.names), vectors(parties.names, LENGTH, seed + 4)
+    for name in parties.names:
+        played.upload(name, trained[name])
+    found["one hospital under three names (Sybil)"] = _opened_alone(played, parties.names[1:], trained)
+    # A sum of one: what every other member opens, honestly, is that update.
+    with ExitStack() as stack:
+        _take_out_needs(stack)
+        victim, *others = parties.names
+        opened = played.open_sum((victim,), others, others[0])
+    found["a minimum cohort of one"] = float(np.abs(opened - trained[victim]).max())
+    return found
 
 
 def _held(case: Case) -> Case:
@@ -248,11 +298,28 @@ def _resealed(parties: Parties, seed: int) -> Case:
     )
 
 
+def _take_out_needs(stack: ExitStack, threshold: int | None = None) -> None:
+    stack.enter_context(replaced(records, "_need", _nothing))
+    if threshold is not None:
+        stack.enter_context(replaced(records, "_check_quorum_of", lambda trust, joined: threshold))
+
+
 def _without_needs(action: Callable[[], object]) -> str:
     with ExitStack() as stack:
-        stack.enter_context(replaced(records, "_need", _nothing))
-        stack.enter_context(replaced(records, "_check_quorum_of", lambda trust, joined: 1))
+        _take_out_needs(stack, 1)
         return _said(action)
+
+
+def _plan_for_one(parties: Parties, seed: int) -> float:
+    """What the only member of a plan opens and hands on as the model's step: how far it is from its own update."""
+    name = parties.names[0]
+    trained = vectors([name], LENGTH, seed + 5)
+    with ExitStack() as stack:
+        _take_out_needs(stack, 1)
+        played = Round(parties, [name])
+        played.upload(name, trained[name])
+        opened = played.open_sum((name,), (name,), name)
+    return float(np.abs(opened - trained[name]).max())
 
 
 def _small(parties: Parties, seed: int) -> list[Case]:
@@ -292,19 +359,26 @@ def _small(parties: Parties, seed: int) -> list[Case]:
             lambda: verify_close(close(one, two, two), parties.trust, played.plan, played.transcript),
         ),
     )
+    opened = {
+        "a plan for one site": _plan_for_one(parties, seed),
+        "a close record over one update": _consequences(seed)["a minimum cohort of one"],
+    }
     cases = []
     for what, action in shown:
-        off = _without_needs(action)
-        cases.append(
-            Case(what, off or "the coordinator's signature is right: taken", not off, _said(action), False)
+        off, error = _without_needs(action), opened.get(what)
+        more = (
+            "" if error is None else f"; what is opened and applied is one hospital's update, to {error:.1e}"
         )
+        worked = not off and (error is None or error <= ONE_UPDATE)
+        control = off or f"the coordinator's signature is right: taken{more}"
+        cases.append(Case(what, control, worked, _said(action), False))
     return cases
 
 
 def run(context: Context) -> Result:
     """All of them."""
     context.note("manifests")
-    cases = _manifests(context.folder / "consortium")
+    cases = _manifests(context.folder / "consortium", _consequences(context.seed))
     parties = Parties(4, length=LENGTH)
     context.note("plans, closes and shares")
     made = [
