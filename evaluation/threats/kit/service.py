@@ -113,7 +113,7 @@ class Service:
         self.consortium = Consortium(folder)
         for name in sites:
             self.consortium.enrol(name)
-        self.processes = Processes(folder / "logs", *([CHANGED] if changes else []))
+        self.processes = Processes(folder / "logs", CHANGED)
         self._stack = ExitStack()
         self.address, self.pid = "", 0
         self._signed: dict[str, Signed] = {}
@@ -131,15 +131,20 @@ class Service:
         """Start the coordinator and wait until it serves."""
         file = self.consortium.coordinator / "address"
         file.unlink(missing_ok=True)
-        prefix = [",".join(self.changes)] if self.changes else []
         folder = str(self.consortium.coordinator)
         process = self.processes.start(
-            "coordinator", *prefix, "coordinator", "run", "--dir", folder, "--listen",
+            "coordinator", ",".join(self.changes), "coordinator", "run", "--dir", folder, "--listen",
             self.address or "127.0.0.1:0",
         )  # fmt: skip
         self.pid = process.pid
         self.processes.wait_until(file.exists, "the coordinator's start", START_SECONDS)
         self.address = file.read_text().strip()
+
+    def restart(self, *changes: str) -> None:
+        """The same folder and address, with other changes."""
+        self.processes.kill("coordinator")
+        self.changes = changes
+        self.start()
 
     def alive(self) -> bool:
         """Whether the coordinator's process runs and answers its operator."""

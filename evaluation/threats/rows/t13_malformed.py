@@ -17,11 +17,12 @@ from cipherward.crypto.suites.registry import suite
 from cipherward.crypto.suites.site_side import study_key_side
 from cipherward.errors import CipherwardError, VerificationError
 from cipherward.evaluation.threats.kit.made_up import Contribution, MadeUpSite, begin, finish, vectors
-from cipherward.evaluation.threats.kit.service import STUDY, Service, study_file
+from cipherward.evaluation.threats.kit.service import Service, study_file
 from cipherward.evaluation.threats.row import Case, Context, Result, Row
 from cipherward.site_agent.training.metrics import METRICS
 
 NAMES = ("alpha", "beta", "gamma", "delta")
+SUITES = ("shared-key", "quorum")
 
 
 @dataclass
@@ -131,7 +132,7 @@ def _shared(made: Contribution) -> dict[str, _Sent]:
 class _Study:
     """One suite's study at a coordinator, with a plan: what alpha sends, beta, gamma and delta being honest."""
 
-    def __init__(self, service: Service, suite_name: str, seed: int, name: str = STUDY) -> None:
+    def __init__(self, service: Service, suite_name: str, seed: int, name: str) -> None:
         self.service, self.suite, self._attempt = service, suite_name, 0
         self.trust: StudyTrust = service.study(study_file(suite_name, NAMES[-1], name=name))
         self.sites = begin([service.member(name) for name in NAMES], service.address, self.trust)
@@ -215,12 +216,13 @@ def run(context: Context) -> Result:
     cases: list[Case] = []
     control: dict[str, Any] = {}
     defended: dict[str, Any] = {}
-    for name in ("shared-key", "quorum"):
-        said: dict[str, str] = {}
-        with _service(context.folder / f"{name}-off", "no-upload-checks") as service:
-            service.start()
+    said_by_suite: dict[str, dict[str, str]] = {}
+    with _service(context.folder / "off", "no-upload-checks") as service:
+        service.start()
+        for name in SUITES:
+            said = said_by_suite[name] = {}
             context.note(f"{name}: a coordinator that believes everything")
-            study = _Study(service, name, context.seed)
+            study = _Study(service, name, context.seed, f"off-{name}")
             for what in list(study.cases()):
                 # Taken means stored whole: it is given up for the next attempt.
                 said[what] = study.offer(study.cases()[what], commit=False)
@@ -235,10 +237,12 @@ def run(context: Context) -> Result:
                 control["bit flips that opened to a wrong sum in silence"] = _garbage(
                     study.trust, study.alpha.key, made, exact, rng.integers(0, bits, flips).tolist()
                 )
-        with _service(context.folder / f"{name}-on") as service:
-            service.start()
+    with _service(context.folder / "on") as service:
+        service.start()
+        for name in SUITES:
+            said = said_by_suite[name]
             context.note(f"{name}: as shipped")
-            study = _Study(service, name, context.seed)
+            study = _Study(service, name, context.seed, f"on-{name}")
             bits, refused = 8 * len(study.made.chunks[0]), 0
             for place in rng.integers(0, bits, flips).tolist():
                 for on_the_way in (True, False):
@@ -262,7 +266,7 @@ def run(context: Context) -> Result:
                     )
                 )
             defended[f"the service still answers, {name}"] = service.alive()
-    flips_held = all(defended[f"bit flips refused, {name}"] == 2 * flips for name in ("shared-key", "quorum"))
+    flips_held = all(defended[f"bit flips refused, {name}"] == 2 * flips for name in SUITES)
     silent = control["bit flips that opened to a wrong sum in silence"]
     result = Result.of_cases(
         cases,
@@ -272,12 +276,14 @@ def run(context: Context) -> Result:
         control=control,
         defended=defended,
         notes=(
+            "Limits on how often a site may call are lifted in this row, which would refuse most of it unseen; with "
+            "limits: rows T06 and T14.",
             "A site that signs for bytes of the right form can send any update in the quorum suite, where every "
             "residue below the modulus is a ciphertext of something: what such bytes open to fails the zero "
             "element's check at every site. A few coordinates moved on purpose are poisoning, and out of scope.",
         ),
     )
-    alive = all(defended[f"the service still answers, {name}"] for name in ("shared-key", "quorum"))
+    alive = all(defended[f"the service still answers, {name}"] for name in SUITES)
     return replace(
         result, control_worked=result.control_worked and silent > 0, held=result.held and flips_held and alive
     )

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import zstandard
 
+from cipherward.coordinator.api.policy import POLICIES
 from cipherward.crypto.records import Plan
 from cipherward.errors import CipherwardError
 from cipherward.evaluation.bench.memory import PeakMemory, peak_bytes
@@ -38,6 +39,7 @@ SLOW = 17
 WAIT_SECONDS = 12.0
 """For a site that is not slow."""
 MEMORY_LIMIT = 96 * MIB
+FLOOD = 60
 
 
 @dataclass
@@ -66,9 +68,25 @@ def _planned(service: Service) -> _Target:
     return _Target(service, sites[0].plan(1), sites)
 
 
-def _header(target: _Target, site: MadeUpSite) -> pb.UploadMessage:
-    header = pb.UploadHeader(study=site.study, round=1, attempt=1, plan_digest=target.plan.digest)
+def _header(target: _Target, site: MadeUpSite, attempt: int = 1) -> pb.UploadMessage:
+    header = pb.UploadHeader(study=site.study, round=1, attempt=attempt, plan_digest=target.plan.digest)
     return pb.UploadMessage(header=header)
+
+
+def _limited(told: str) -> bool:
+    return "too often" in told
+
+
+def _looked_at(told: str) -> str:
+    """What was said to one message, which must not be that calls come too often: that says nothing of the bomb."""
+    if _limited(told):
+        raise RuntimeError(f"the attack ran into a limit of calls: {told}")
+    return told
+
+
+def _flood(target: _Target) -> int:
+    """How many of ``FLOOD`` of the 13 bytes' uploads were looked at, and not refused for coming too often."""
+    return sum(not _limited(_send(target, TENSEAL_BLOB)) for _ in range(FLOOD))
 
 
 def _send(target: _Target, data: bytes, *, squeezed: bool = False) -> str:
@@ -123,20 +141,19 @@ def _expand(blob: bytes) -> int:
     return len(zstandard.ZstdDecompressor().decompress(blob, max_output_size=2**30))
 
 
-def _swamped(service: Service, seed: int) -> float | None:
+def _swamped(target: _Target, seed: int, attempt: int) -> float | None:
     """Seconds until a fast site's upload is stored beside ``SLOW`` that send nothing more; None if it is not."""
-    target = _planned(service)
     stop = threading.Event()
 
     def trickle(site: MadeUpSite) -> Iterator[pb.UploadMessage]:
-        yield _header(target, site)
+        yield _header(target, site, attempt)
         stop.wait(60)
 
     slow = [site.stub.Upload.future(trickle(site), timeout=60) for site in target.sites[:SLOW]]
     time.sleep(1.0)
     fast = target.sites[SLOW]
     vector = vectors([fast.name], fast.length, seed)[fast.name]
-    made = fast.encrypt(1, target.plan, vector)
+    made = fast.encrypt(1, target.plan, vector, attempt)
     start = time.monotonic()
     try:
         fast.call("Upload", made.messages(fast.study), WAIT_SECONDS)
@@ -167,13 +184,14 @@ def run(context: Context) -> Result:
             with PeakMemory(service.pid) as memory:
                 _send(target, bytes(size), squeezed=squeezed)
             grown[name] = memory.extra
+        unlimited = _flood(target)
     context.note("as shipped")
-    with _target(context.folder / "on", 3, "no-rates") as service:
+    with _target(context.folder / "on", 3) as service:
         target = _planned(service)
         start = peak_bytes(service.pid)
         crash = _crash()
         for name, blob in _blobs().items():
-            told = _send(target, blob)
+            told = _looked_at(_send(target, blob))
             if name.startswith("the 13"):
                 worked, what = crash.control_worked, crash.control
             elif blob:
@@ -185,7 +203,7 @@ def run(context: Context) -> Result:
             cases.append(Case(name, what, worked, _line(told), held))
         for name, (size, squeezed) in sizes.items():
             with PeakMemory(service.pid) as memory:
-                told = _send(target, bytes(size), squeezed=squeezed)
+                told = _looked_at(_send(target, bytes(size), squeezed=squeezed))
             growth = memory.extra
             cases.append(
                 Case(
@@ -196,13 +214,30 @@ def run(context: Context) -> Result:
                     held=bool(told) and growth < MEMORY_LIMIT and service.alive(),
                 )
             )
+        begun = time.monotonic()
+        looked_at = _flood(target)
+        # As the table of limits has it: a burst, and then so many a second.
+        policy = POLICIES["Upload"]
+        allowed = policy.burst + policy.per_second * (time.monotonic() - begun) + 1
+        other = target.sites[1]
+        other.contribute(1, vectors([other.name], other.length, context.seed)[other.name])
+        cases.append(
+            Case(
+                f"{FLOOD} uploads of the 13 bytes, one behind the other",
+                control=f"without limits of calls {unlimited} are looked at",
+                control_worked=unlimited == FLOOD,
+                defended=f"{looked_at} are looked at, the rest is refused unseen; another site's update is committed",
+                held=looked_at < FLOOD and looked_at <= allowed and service.alive(),
+            )
+        )
         defended["memory grown in all, MiB"] = target.growth(start) // MIB
     control["memory grown, MiB"] = max(grown.values()) // MIB
     context.note("slow uploads")
-    with _target(context.folder / "slow-off", SLOW + 1, "no-rates", "endless-patience") as service:
-        without = _swamped(service, context.seed)
-    with _target(context.folder / "slow-on", SLOW + 1, "no-rates") as service:
-        within = _swamped(service, context.seed)
+    with _target(context.folder / "slow", SLOW + 1, "endless-patience") as service:
+        target = _planned(service)
+        without = _swamped(target, context.seed, 1)
+        service.restart()
+        within = _swamped(target, context.seed, 2)
     cases.append(
         Case(
             f"{SLOW} uploads that send nothing more",
@@ -219,6 +254,7 @@ def run(context: Context) -> Result:
         f"{control['memory grown, MiB']} MiB.",
         control=control,
         defended=defended,
+        notes=("Limits on how often a site may call are lifted in the control only.",),
     )
 
 
