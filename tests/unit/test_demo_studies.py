@@ -1,5 +1,6 @@
 """The demo's study by each strategy is one that sites believe, for the numbers of sites that a demo may have."""
 
+import tomllib
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -35,6 +36,22 @@ def test_every_strategy_signs(tmp_path, count):
             assert room >= LARGEST_HOSPITAL * min(1, 4 / count)
         else:
             assert manifest.suite.parameters == "q32"
+
+
+@pytest.mark.parametrize("example, strategy", [("study.toml", "fedavg"), ("dp-fedsgd.toml", "dp-fedsgd")])
+def test_the_examples_train_as_the_demo_does(example, strategy):
+    written = tomllib.loads((Path(__file__).parents[2] / "examples/heart" / example).read_text())
+    training = demo_study(strategy, None, 3.0).training
+    assert written["dp"]["clipping_norm"] == training.clip_norm
+    assert {name: written["training"][name] for name in ("sampling_rate", "steps", "learning_rate")} == {
+        "sampling_rate": training.sampling_rate,
+        "steps": training.steps,
+        "learning_rate": training.learning_rate,
+    }
+    assert (
+        written["training"]["batch_divisor"] == training.divisor
+        and written["study"]["rounds"] == training.rounds
+    )
 
 
 def test_shared_noise_needs_three_sites_and_keys_that_are_shared_out(tmp_path):

@@ -22,7 +22,7 @@ def test_the_example_becomes_a_manifest_that_a_site_believes(kit):
         assert site.tls_key_digest == own.tls_key_digest
         assert (site.weight, site.batch_divisor) == (1.0, 25.0 if site.name == "switzerland" else 40.0)
     assert (seen.version, seen.first_round, seen.previous_digest) == (1, 1, b"")
-    assert (seen.dp.clipping_norm, seen.dp.noise_multiplier, seen.dp.delta) == (0.5, 2.461, 1e-4)
+    assert (seen.dp.clipping_norm, seen.dp.noise_multiplier, seen.dp.delta) == (1.0, 2.461, 1e-4)
     assert (seen.dp.sampling_rate, seen.dp.steps, seen.dp.learning_rate) == (0.25, 10, 1.0)
     metrics = seen.dp.metrics
     assert (metrics.loss_bound, metrics.scale, metrics.noise_multiplier) == (2.0, 200.0, 10.0)
@@ -74,7 +74,7 @@ def test_a_study_without_privacy_says_so_in_full(kit):
         ([("steps = 10", "steps = -1")], "out of range"),
         ([("learning_rate = 1.0            #", "learning_rate = -1.0 #")], "learning rate"),
         ([("server_learning_rate = 1.0", "server_learning_rate = 0")], "server's learning rate"),
-        ([("clipping_norm = 0.5", "clipping_norm = 0.0")], "clipping norm"),
+        ([("clipping_norm = 1.0", "clipping_norm = 0.0")], "clipping norm"),
         ([("noise_multiplier = 2.461", "noise_multiplier = 0.0")], "noise multiplier sigma"),
         ([("noise_multiplier = 10.0", "noise_multiplier = 0")], "noise multiplier of the metrics"),
         ([("delta = 1e-4", "delta = 1.0")], "delta"),
