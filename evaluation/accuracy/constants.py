@@ -56,7 +56,7 @@ _METRICS_NOISE = {1.0: 30.0, 3.0: 10.0, 8.0: 5.0}
 _CHOSEN: dict[Arm, dict[float, tuple[float, float]]] = {
     # epsilon: learning rate, clipping norm
     Arm.ALONE: {1.0: (3, 0.3), 3.0: (10, 0.3), 8.0: (30, 0.3), math.inf: (30, 1)},
-    Arm.FEDAVG: {1.0: (30, 0.3), 3.0: (10, 1), 8.0: (100, 0.3), math.inf: (100, 1)},
+    Arm.FEDAVG: {1.0: (10, 0.3), 3.0: (30, 0.3), 8.0: (100, 0.3), math.inf: (100, 1)},
     Arm.DP_FEDSGD: {1.0: (30, 0.3), 3.0: (100, 0.3), 8.0: (300, 0.3)},
     Arm.POOLED_DP: {1.0: (30, 0.3), 3.0: (100, 0.3), 8.0: (300, 0.3)},
     Arm.POOLED: {math.inf: (100, 1)},
