@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,6 +97,8 @@ def _run_all(rows: Sequence[Row], options: Options, display: _Display) -> list[O
     outcomes: list[Outcome] = []
     logs, work = options.out / "logs", options.out / "work"
     logs.mkdir()
+    # Ended like Ctrl-C: whoever cancels a run, as CI does, leaves no process behind.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -117,6 +120,7 @@ def _run_all(rows: Sequence[Row], options: Options, display: _Display) -> list[O
         display.close()
         if not options.keep:
             shutil.rmtree(work, ignore_errors=True)
+        signal.signal(signal.SIGTERM, before)
     return sorted(outcomes, key=lambda outcome: outcome.row.id)
 
 

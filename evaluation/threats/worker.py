@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from dataclasses import dataclass
@@ -22,8 +24,22 @@ _LEAST_SECONDS = 300.0
 _HANG = 10.0
 
 
+def _end_with(parent: int) -> None:
+    """End this process, and so what it started, soon after ``parent`` is gone without having ended it."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(20.0)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _work(identity: str, fast: bool, folder: Path, log: Path, sender: Connection) -> None:
     """In the new process: run the row, send notes and at the end its result or what it raised."""
+    _end_with(os.getppid())
     with log.open("ab", buffering=0) as out:
         os.dup2(out.fileno(), sys.stdout.fileno())
         os.dup2(out.fileno(), sys.stderr.fileno())

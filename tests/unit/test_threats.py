@@ -4,7 +4,11 @@ import json
 import multiprocessing
 import os
 import re
+import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -196,3 +200,43 @@ def test_intervals_have_power():
     assert not advantage(40, 40, split_level(40, 0.999)).holds(0)
     wide = hoeffding(0.5, 100, 1.0)
     assert wide.low < 0.4 < 0.6 < wide.high
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_ended_leaves_no_process_and_no_folder(tmp_path, how):
+    """Cancelled like Ctrl-C or by CI; after SIGKILL the rows notice that nobody waits for them."""
+    out = tmp_path / "out"
+    command = [
+        sys.executable,
+        "-m",
+        "cipherward.cli.app",
+        "threats",
+        "run",
+        "--row",
+        "T17",
+        "--out",
+        str(out),
+    ]
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+
+    def rows():
+        found = set()
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                status = path.joinpath("stat").read_text().rpartition(")")[2].split()
+                if status[3] == str(run.pid) and status[0] != "Z" and path.name != str(run.pid):
+                    found.add(path.name)
+        return found
+
+    deadline = time.monotonic() + 60
+    while not (out / "logs" / "T17.log").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert rows()
+    run.send_signal(how)
+    assert run.wait(30) != 0
+    deadline = time.monotonic() + 60
+    while rows():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert how is signal.SIGKILL or not (out / "work").exists()

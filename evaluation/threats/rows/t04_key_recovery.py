@@ -94,6 +94,8 @@ class _Seen:
     upload: list[bytes]
     vector: NDArray[np.float32]
     found_in_store: int
+    found_if_stored: int
+    """The same search in the folder with the sum written into it: a search that finds nothing shows nothing."""
 
 
 def _windows(opened: NDArray[np.float64], cohort: int) -> list[bytes]:
@@ -121,7 +123,11 @@ def _round(context: Context) -> _Seen:
         (total,) = sites[0].sum_chunks(1)
         opened = finish(sites, 1, plan)
         stored = b"".join(path.read_bytes() for path in service.folder.rglob("*") if path.is_file())
-        found = sum(stored.count(window) for window in _windows(opened, len(NAMES)))
+        windows = _windows(opened, len(NAMES))
+        found = sum(stored.count(window) for window in windows)
+        (service.folder / "leaked").write_bytes((opened / len(NAMES)).astype("<f4").tobytes())
+        leaked = b"".join(path.read_bytes() for path in service.folder.rglob("*") if path.is_file())
+        findable = sum(leaked.count(window) for window in windows)
         key = sites[0].key
         if key is None:
             raise RuntimeError("the made-up sites have no key")
@@ -134,6 +140,7 @@ def _round(context: Context) -> _Seen:
             made[VICTIM].chunks,
             sent[VICTIM],
             found,
+            findable,
         )
 
 
@@ -177,9 +184,10 @@ def run(context: Context) -> Result:
             "key recovered, the exact sum published": same,
             f"error of {VICTIM}'s update": error,
             "seconds": round(seconds, 3),
+            "copies found with the mean stored on purpose": seen.found_if_stored,
         },
         defended=held,
-        control_worked=same and error <= bound,
+        control_worked=same and error <= bound and seen.found_if_stored > 0,
         held=not found_any and seen.found_in_store == 0,
         plain=f"From one decrypted sum and its ciphertext the study's secret key follows in {seconds:.1f} s of plain "
         "Python, and with it every hospital's update. As shipped the coordinator never gets a sum in clear: there is "
