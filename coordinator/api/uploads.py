@@ -99,21 +99,21 @@ class Uploads:
 
     async def _begin(self, call: Call, view: StudyView, header: UploadHeader) -> tuple[int, int]:
         """Chunks and shares stored of this attempt; lower attempts are given up for it."""
-        blobs: list[str] = []
         key = (view.name, header.round, call.name, header.attempt)
 
         def stored(t: Transaction) -> tuple[int, int]:
             return t.chunks.count(update_set(*key)), t.chunks.count(share_set(*key))
 
-        def begin(t: Transaction) -> tuple[int, int]:
+        def begin(t: Transaction) -> tuple[tuple[int, int], list[str]]:
             committed = self._core.studies.require(view.name).state.commits.get(call.name)
             if committed is not None:
                 if committed.attempt != header.attempt:
                     raise ConflictError(
                         f"{call.name} already committed attempt {committed.attempt} of round {header.round}"
                     )
-                return stored(t)
+                return stored(t), []
             self._still_open(call, view, header)
+            blobs: list[str] = []
             for prefix in (update_prefix(view.name, header.round), share_prefix(view.name, header.round)):
                 own = f"{prefix}{call.name}/"
                 for name in t.chunks.names(own):
@@ -122,10 +122,11 @@ class Uploads:
                         raise ConflictError(f"{call.name} already began attempt {attempt}")
                     if attempt < header.attempt:
                         blobs.extend(t.chunks.drop(name))
-            return stored(t)
+            return stored(t), blobs
 
-        counts = await self._core.writer.transaction(begin)
-        await asyncio.to_thread(self._core.blobs.delete, blobs)
+        counts, blobs = await self._core.writer.transaction(begin)
+        if blobs:
+            await asyncio.to_thread(self._core.blobs.delete, blobs)
         return counts
 
     def _still_open(self, call: Call, view: StudyView, header: UploadHeader) -> None:

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import Connection, bindparam, delete, func, select
 
 from cipherward.coordinator.store.schema import segments
 
@@ -80,6 +80,11 @@ class ChunkSet:
         return ChunkSet(self.name, (*self.segments, part))
 
 
+# Made once: an upload asks and adds a few times, and making a statement takes longer than running it.
+_COUNT = select(func.coalesce(func.sum(segments.c.count), 0)).where(segments.c.chunk_set == bindparam("name"))
+_ADD = segments.insert()
+
+
 class ChunkTable:
     """Segments, within a transaction."""
 
@@ -106,21 +111,19 @@ class ChunkTable:
 
     def count(self, name: str) -> int:
         """Chunks stored under that name."""
-        counted = select(func.coalesce(func.sum(segments.c.count), 0)).where(segments.c.chunk_set == name)
-        return int(self._connection.execute(counted).scalar_one())
+        return int(self._connection.execute(_COUNT, {"name": name}).scalar_one())
 
     def add(self, name: str, part: Segment) -> None:
         """Store one more segment; IntegrityError if there is one at that place."""
-        self._connection.execute(
-            segments.insert().values(
-                chunk_set=name,
-                first=part.first,
-                count=len(part.sizes),
-                blob=part.blob,
-                sizes=struct.pack(f">{len(part.sizes)}I", *part.sizes),
-                leaves=b"".join(part.leaves),
-            )
-        )
+        row = {
+            "chunk_set": name,
+            "first": part.first,
+            "count": len(part.sizes),
+            "blob": part.blob,
+            "sizes": struct.pack(f">{len(part.sizes)}I", *part.sizes),
+            "leaves": b"".join(part.leaves),
+        }
+        self._connection.execute(_ADD, row)
 
     def names(self, prefix: str) -> list[str]:
         """Chunk sets whose name begins so."""
