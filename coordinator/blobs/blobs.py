@@ -12,7 +12,7 @@ from pathlib import Path
 import fsspec
 
 from cipherward.coordinator.store.chunks import Place
-from cipherward.durable import explained, fsync_directory, write_file
+from cipherward.durable import explained, fsync_directory, write_bulk
 from cipherward.errors import CipherwardError, EnvironmentProblem, FormatError, OutageError, UsageError
 
 _NAME_BYTES = 16
@@ -75,7 +75,7 @@ class Blobs:
     def _path(self, name: str) -> str:
         return f"{self._root}/{name.lstrip('.')[:2]}/{name}"
 
-    def _write(self, path: str, content: bytes) -> None:
+    def _write(self, path: str, parts: Sequence[bytes]) -> None:
         folder = path.rpartition("/")[0]
         if self._local:
             if folder not in self._folders:
@@ -85,8 +85,9 @@ class Blobs:
                         made.mkdir(parents=True, exist_ok=True)
                         fsync_directory(made.parent)
                 self._folders.add(folder)
-            write_file(Path(path), content, mode=0o600)
+            write_bulk(Path(path), parts, mode=0o600)
             return
+        content = b"".join(parts)
         with self._explained("write", path):
             try:
                 self._files.pipe_file(path, content)
@@ -100,7 +101,7 @@ class Blobs:
     def put(self, parts: Sequence[bytes]) -> str:
         """Store the parts as one blob, durably; returns its name. EnvironmentProblem if the disk is full."""
         name = secrets.token_hex(_NAME_BYTES)
-        self._write(self._path(name), b"".join(parts))
+        self._write(self._path(name), parts)
         return name
 
     def read(self, place: Place) -> bytes:
@@ -145,7 +146,7 @@ class Blobs:
                 fix="Give each coordinator a place of its own with --blobs, and its own --database",
             )
         if not owner:
-            self._write(path, f"{database}\n".encode())
+            self._write(path, [f"{database}\n".encode()])
 
     def _found(self) -> list[str]:
         with self._explained("list", self._root):
