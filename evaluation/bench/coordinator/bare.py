@@ -2,7 +2,9 @@
 same bytes without any server.
 
 ``python -m cipherward.evaluation.bench.coordinator.bare FOLDER`` serves with the coordinator's certificate and its
-gRPC options, and prints its address.
+gRPC options, and prints its address. It runs as the coordinator does, in a session of its own (Linux shares the
+processors out between sessions) with the same settings of the C library, and reads every message of all sites at once,
+in whatever order they come. The sites' processes, their messages and their TLS are the same for both.
 """
 
 from __future__ import annotations
@@ -64,7 +66,9 @@ def bare_server(coordinator: Path) -> Iterator[str]:
     """The address of a server in a process of its own."""
     command = [sys.executable, "-m", __spec__.name, str(coordinator)]
     environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:  # noqa: S603
+    with subprocess.Popen(  # noqa: S603 - our own interpreter and module, no shell
+        command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
         try:
             address = process.stdout.readline().strip() if process.stdout else ""
             if not address:
