@@ -28,14 +28,6 @@ _CHOSEN: dict[float, dict[str, Step]] = {
         Arm.FEDAVG: Step(HEART_STUDY.learning_rate, HEART_STUDY.clip_norm),
         Arm.DP_FEDSGD: Step(1.0, 1.0),
     },
-    1.0: {
-        "cleveland": Step(1.0, 0.5),
-        "hungary": Step(1.0, 0.5),
-        "switzerland": Step(1.0, 0.5),
-        "va-long-beach": Step(1.0, 0.5),
-        Arm.FEDAVG: Step(1.0, 0.5),
-        Arm.DP_FEDSGD: Step(1.0, 0.5),
-    },
 }
 """By epsilon, then by hospital for those that train alone, and by arm: pooled-dp takes dp-fedsgd's, from which it
 differs by the noise alone."""
