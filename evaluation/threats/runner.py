@@ -90,7 +90,8 @@ class _Display:
 
 def _run_all(rows: Sequence[Row], options: Options, display: _Display) -> list[Outcome]:
     cores = len(os.sched_getaffinity(0))
-    jobs = options.jobs or cores
+    # Rows wait for deadlines and for their processes half of the time.
+    jobs = options.jobs or cores + 1
     # The longest first: nothing is left to wait for at the end.
     waiting = sorted(rows, key=lambda row: row.seconds(options.fast))
     running: list[Running] = []

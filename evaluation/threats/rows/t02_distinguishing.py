@@ -111,7 +111,7 @@ ROW = Row(
     metric="advantage in telling two pairs of updates with the same sum apart",
     passes=f"no statistic's interval excludes 0 (all intervals together hold at {OVERALL:.1%})",
     seeds=(2,),
-    fast_seconds=30,
+    fast_seconds=10,
     full_seconds=240,
     run=run,
 )

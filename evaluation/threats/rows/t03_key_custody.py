@@ -328,7 +328,7 @@ ROW = Row(
     metric="peers' updates that open",
     passes="quorum: none, from all folders together; shared-key: every hospital's opens all, and that is stated",
     seeds=(3,),
-    fast_seconds=75,
+    fast_seconds=55,
     full_seconds=75,
     run=run,
 )

@@ -210,7 +210,7 @@ ROW = Row(
     metric="whether the solved key has the digest of the study's key",
     passes="no sum in clear is among what the coordinator stored or logged, and no key follows without one",
     seeds=(4,),
-    fast_seconds=15,
+    fast_seconds=5,
     full_seconds=15,
     run=run,
 )

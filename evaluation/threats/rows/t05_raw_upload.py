@@ -162,7 +162,7 @@ ROW = Row(
     passes="the raw upload is refused in both suites, the scaled one in the quorum suite, by every agent; in the "
     "shared-key suite that one works, as documented",
     seeds=(5,),
-    fast_seconds=35,
-    full_seconds=35,
+    fast_seconds=40,
+    full_seconds=40,
     run=run,
 )

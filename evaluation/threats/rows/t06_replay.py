@@ -184,7 +184,7 @@ ROW = Row(
     metric="updates accepted, and whether each round's sum is exactly that of its committed updates",
     passes="none is accepted, and both sums are exact within the error bound",
     seeds=(6,),
-    fast_seconds=35,
-    full_seconds=35,
+    fast_seconds=45,
+    full_seconds=45,
     run=run,
 )

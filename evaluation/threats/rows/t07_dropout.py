@@ -158,7 +158,7 @@ ROW = Row(
     metric="whether a round ends with the exact sum over U, cleanly without one, or wrongly",
     passes="never a wrong sum; with t of n left the sum; the next round works",
     seeds=(7,),
-    fast_seconds=60,
+    fast_seconds=55,
     full_seconds=60,
     run=run,
 )

@@ -281,7 +281,7 @@ ROW = Row(
     metric="whether two sets of one round open, for c on both sides of 2t - n",
     passes="never below 2t - n (control: at 2t - n they do), and no member answers twice",
     seeds=(8,),
-    fast_seconds=15,
+    fast_seconds=10,
     full_seconds=40,
     run=run,
 )

@@ -416,7 +416,7 @@ ROW = Row(
     metric="how many a site accepts",
     passes="none",
     seeds=(9,),
-    fast_seconds=10,
+    fast_seconds=5,
     full_seconds=10,
     run=run,
 )

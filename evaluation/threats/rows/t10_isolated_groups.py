@@ -159,7 +159,7 @@ ROW = Row(
     passes="With differential privacy worse than guessing the mean image of the class, and liker to the own image "
     "than to others by less than 0.15, each by a 99.9 % interval; without it better. The groups are a residual risk",
     seeds=(10,),
-    fast_seconds=15,
+    fast_seconds=30,
     full_seconds=60,
     run=run,
 )

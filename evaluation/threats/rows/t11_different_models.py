@@ -264,7 +264,7 @@ ROW = Row(
     passes="Other first models, openings that name another model and plans over two openings are refused; all rounds "
     "close and all hospitals end with one model",
     seeds=(11,),
-    fast_seconds=60,
+    fast_seconds=45,
     full_seconds=75,
     run=run,
 )

@@ -138,7 +138,7 @@ ROW = Row(
     passes="The agent refuses it; with the check taken out and differential privacy on, the 99.9 % interval of the "
     "share ends below 0.1, where it begins above 0.3 without",
     seeds=(12,),
-    fast_seconds=15,
+    fast_seconds=20,
     full_seconds=30,
     run=run,
 )

@@ -299,7 +299,7 @@ ROW = Row(
     metric="malformed uploads that became part of a sum that a site believes",
     passes="none does, and the coordinator still serves",
     seeds=(13,),
-    fast_seconds=60,
+    fast_seconds=35,
     full_seconds=90,
     run=run,
 )

@@ -275,7 +275,7 @@ ROW = Row(
     passes=f"everything is refused, the memory grows by less than {MEMORY_LIMIT // MIB} MiB, and a site that is not "
     f"slow uploads within {WAIT_SECONDS:.0f} s",
     seeds=(14,),
-    fast_seconds=45,
+    fast_seconds=40,
     full_seconds=60,
     run=run,
 )

@@ -177,7 +177,7 @@ ROW = Row(
     metric="how far the model and single values of the sum move",
     passes="no weight follows from a claim, every value stays within the encoding's range, NaN is refused",
     seeds=(15,),
-    fast_seconds=20,
+    fast_seconds=15,
     full_seconds=20,
     run=run,
 )

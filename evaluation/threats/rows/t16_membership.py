@@ -186,7 +186,7 @@ ROW = Row(
     passes="Without privacy the interval is above exp(epsilon) FPR + delta; with epsilon 0.5 it "
     "is not, and lies below the interval without privacy (99 % for all intervals of a view together)",
     seeds=(16,),
-    fast_seconds=45,
+    fast_seconds=40,
     full_seconds=240,
     run=run,
 )

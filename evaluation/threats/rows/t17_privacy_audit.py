@@ -128,7 +128,7 @@ ROW = Row(
     passes="No audit proves more than is claimed; every check is within its limits as shipped, and outside them with "
     "its mutant",
     seeds=(17,),
-    fast_seconds=20,
+    fast_seconds=25,
     full_seconds=120,
     run=run,
 )

@@ -210,7 +210,7 @@ ROW = Row(
     passes="With k contributors and c colluders the 99.9 % interval holds the whole promised noise, with more "
     "contributors more; split among all of k it is below and costs more than is charged; fewer than k are refused",
     seeds=(19,),
-    fast_seconds=12,
+    fast_seconds=10,
     full_seconds=25,
     run=run,
 )

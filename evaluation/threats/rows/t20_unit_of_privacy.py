@@ -150,7 +150,7 @@ ROW = Row(
     passes="By no more than C, but for float32 rounding (1e-4), for every patient; with clipping per image by more "
     "than 2 C",
     seeds=(20,),
-    fast_seconds=8,
+    fast_seconds=10,
     full_seconds=30,
     run=run,
 )

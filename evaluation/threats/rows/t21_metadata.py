@@ -185,7 +185,7 @@ ROW = Row(
     passes="None is off the list, and a field, column or key that is added is named; uploads have one size; no weight "
     "is found; ciphertext bytes are uniform (chi-squared, one in a million)",
     seeds=(21,),
-    fast_seconds=30,
-    full_seconds=30,
+    fast_seconds=40,
+    full_seconds=40,
     run=run,
 )

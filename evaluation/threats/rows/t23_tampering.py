@@ -387,7 +387,7 @@ ROW = Row(
     metric="forgeries that are believed, and who is blamed",
     passes="none is believed, the place is named, and nobody is blamed wrongly; an untouched store is right",
     seeds=(23,),
-    fast_seconds=45,
+    fast_seconds=15,
     full_seconds=60,
     run=run,
 )

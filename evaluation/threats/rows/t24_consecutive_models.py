@@ -96,7 +96,7 @@ ROW = Row(
     passes="Without privacy better than the mean image of the class; with it worse than that guess, and liker to the "
     "own images than to others' by less than 0.15, each by a 99.9 % interval",
     seeds=(24,),
-    fast_seconds=20,
+    fast_seconds=35,
     full_seconds=70,
     run=run,
 )
