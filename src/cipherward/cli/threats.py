@@ -26,7 +26,8 @@ def run(
         Path, typer.Option(help="report.html, report.json and logs; an earlier run there is replaced.")
     ] = Path("threats-run"),
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Rows at a time.  [default: one more than cores]", show_default=False)
+        int | None,
+        typer.Option(min=1, help="Rows at a time.  [default: one more than cores]", show_default=False),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the rows' own files in OUT/work.")] = False,
 ) -> None:
