@@ -28,6 +28,14 @@ def mean(values: ArrayLike, level: float = SURE) -> Interval:
     return Interval(estimate, estimate - half, estimate + half, level)
 
 
+def seen_above(limit: float, what: str, found: Interval) -> str:
+    """A note on power: what a rule that wants the interval ``found`` to end below ``limit`` would not miss."""
+    return (
+        f"Power: a real {what} of {limit:g} or more fails the row in all but {(1 - found.level) / 2:.2%} of runs, as "
+        f"the interval must end below it; here it is {found.high - found.low:.3f} wide."
+    )
+
+
 def percentile(estimate: float, resampled: NDArray[np.float64], level: float) -> Interval:
     """The bootstrap's percentile interval (Efron 1979), from statistics of resampled data."""
     tail = 100 * (1 - level) / 2
