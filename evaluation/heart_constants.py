@@ -28,6 +28,14 @@ _CHOSEN: dict[float, dict[str, Step]] = {
         Arm.FEDAVG: Step(HEART_STUDY.learning_rate, HEART_STUDY.clip_norm),
         Arm.DP_FEDSGD: Step(1.0, 1.0),
     },
+    1.0: {
+        "cleveland": Step(0.25, 0.5),
+        "hungary": Step(0.25, 0.5),
+        "switzerland": Step(0.25, 0.5),
+        "va-long-beach": Step(0.5, 0.5),
+        Arm.FEDAVG: Step(0.25, 1.0),
+        Arm.DP_FEDSGD: Step(2.0, 0.5),
+    },
 }
 """By epsilon, then by hospital for those that train alone, and by arm: pooled-dp takes dp-fedsgd's, from which it
 differs by the noise alone."""
