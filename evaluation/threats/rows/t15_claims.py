@@ -13,11 +13,13 @@ from cipherward.errors import LimitError, VerificationError
 from cipherward.evaluation.threats.kit.made_up import MadeUpSite, begin, finish, vectors
 from cipherward.evaluation.threats.kit.service import Service, study_file
 from cipherward.evaluation.threats.row import Case, Context, Result, Row
+from cipherward.site_agent.strategy.fedavg import STRATEGY
 from cipherward.site_agent.training.metrics import METRICS
 
 NAMES = ("alpha", "beta", "gamma", "delta")
 LIAR = "alpha"
 CLAIM = 1e9
+HONEST_SAMPLES = 200.0
 AIMED = 0
 """The coordinate of the model that an oversized update aims at."""
 Vectors = dict[str, NDArray[np.float32]]
@@ -25,9 +27,14 @@ Vectors = dict[str, NDArray[np.float32]]
 
 def _claimed_samples(sent: Vectors) -> float:
     """Control: federated averaging as McMahan et al. (2017) weight it, by the number of samples that each site says
-    it has. What is left of the others in the model, of 1."""
-    weights = {name: CLAIM if name == LIAR else 200.0 for name in sent}
-    return 1 - weights[LIAR] / sum(weights.values())
+    it has. How far the average stays from the liar's own update, over how far it is when the liar says the truth."""
+
+    def average(claim: float) -> NDArray[np.float64]:
+        weights = [claim if name == LIAR else HONEST_SAMPLES for name in sent]
+        return np.average([one.astype(np.float64) for one in sent.values()], axis=0, weights=weights)
+
+    apart = [float(np.linalg.norm(average(claim) - sent[LIAR])) for claim in (CLAIM, HONEST_SAMPLES)]
+    return apart[0] / apart[1]
 
 
 def _summed(sent: Vectors, value: float) -> float:
@@ -88,7 +95,13 @@ def run(context: Context) -> Result:
     opened, _, site = _lied(context, "samples", layout.length - 2, CLAIM)
     params: Any = site.params
     cap = params.modulus / 2 / params.scale
-    model_off = float(np.abs(opened - exact)[: layout.parameters].max())
+    applied = split(layout, opened, len(NAMES), site.params).update
+    start = np.zeros(layout.parameters, dtype=np.float32)
+    models = [
+        STRATEGY.server_step(start, one, site.trust.manifest, NAMES)
+        for one in (applied, exact[: layout.parameters])
+    ]
+    model_off = float(np.abs(models[0] - models[1]).max())
     metric = float(opened[layout.length - 2])
     left = _claimed_samples(sent)
     cases.append(
@@ -96,9 +109,12 @@ def run(context: Context) -> Result:
             f"a claim of {CLAIM:.0e} samples",
             control=f"{left:.1e} of the others' updates is left in the average",
             control_worked=left < 1e-5,
-            defended=f"weights are the manifest's: the model is off by {model_off:.1e} (error bound "
-            f"{params.error_bound(4):.1e}); the claimed count reads {metric:.4g} and cannot exceed {cap:.4g}",
-            held=model_off <= params.error_bound(4) and abs(metric) <= cap,
+            defended=f"weights are the manifest's: the model that sites make of the sum is off by {model_off:.1e} "
+            f"(error bound {params.error_bound(4):.1e}); the claimed count reads {metric:.4g} and cannot "
+            f"exceed {cap:.4g}",
+            held=float(np.abs(models[1]).max()) > 0.1
+            and model_off <= params.error_bound(4)
+            and abs(metric) <= cap,
         )
     )
 
@@ -111,9 +127,10 @@ def run(context: Context) -> Result:
             f"an update of {CLAIM:.0e} sent by a site without our checks",
             control=f"the sum is {_summed(sent, CLAIM):.3g}",
             control_worked=_summed(sent, CLAIM) > 0.9 * CLAIM,
-            defended=f"the coordinate is off by {off[AIMED]:.4g}, by no more than {cap:.4g} whatever is sent "
-            f"({len(NAMES)} sites at their bound make {len(NAMES) * params.bound:g}); all others by {others:.1e}",
-            held=bool(off[AIMED] <= 2 * cap)
+            defended=f"the coordinate reads {opened[AIMED]:.4g}, off by {off[AIMED]:.4g}, and lies within {cap:.4g} "
+            f"whatever is sent ({len(NAMES)} sites at their bound make {len(NAMES) * params.bound:g}); all others "
+            f"are off by {others:.1e}",
+            held=bool(abs(opened[AIMED]) <= cap)
             and others <= params.error_bound(4)
             and cap < 2.1 * len(NAMES) * params.bound,
         )
@@ -125,9 +142,9 @@ def run(context: Context) -> Result:
         Case(
             f"an update of {CLAIM:.0e} in an honest agent",
             control=f"the sum is {_summed(sent, CLAIM):.3g}",
-            control_worked=True,
+            control_worked=_summed(sent, CLAIM) > 0.9 * CLAIM,
             defended=f"clipped to {float(clipped[AIMED]):g}",
-            held=bool(np.abs(clipped).max() <= params.bound),
+            held=bool(0 < np.abs(clipped).max() <= params.bound),
         )
     )
     for value in (np.nan, np.inf):
@@ -158,8 +175,9 @@ def run(context: Context) -> Result:
     return Result.of_cases(
         cases,
         f"A claim of a billion samples leaves {left:.0e} of the others in an average that is weighted by claims; "
-        "here it moves no weight of the model. An oversized value is clipped by an honest agent, and moves one "
-        f"coordinate of the sum by at most {cap:.0f} from a dishonest one; NaN is refused.",
+        "here it moves no weight of the model. An oversized value is clipped by an honest agent; from a "
+        f"dishonest one it leaves one coordinate of the sum wrong, somewhere within {cap:.0f}, and no other; NaN "
+        "is refused.",
         defended={"most that any value of the sum can be": cap},
         notes=(
             "A dishonest hospital can still send any update within that range: poisoning is out of scope, and nobody "

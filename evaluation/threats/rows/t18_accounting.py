@@ -104,12 +104,12 @@ class _Book:
         finally:
             engine.dispose()
 
-    def reserve(self, number: int) -> bool:
+    def reserve(self, number: int, data_set: str = "patients") -> bool:
         """Whether the round is paid for."""
         try:
             self.use(
                 lambda ledger: ledger.reserve(
-                    "patients",
+                    data_set,
                     "s",
                     number,
                     self.cost,
@@ -163,14 +163,18 @@ def _refunds(folder: Path) -> list[Case]:
         return ledger.spent("renamed", DELTA)
 
     spent = book.use(under_another_name)
+    again = book.reserve(_PAID + 1, "renamed")
     fresh = book.use(lambda ledger: _spent_of(ledger, [f"other-{patient}" for patient in _PATIENTS]))
+    bought = book.reserve(_PAID + 2, "others")
     cases.append(
         Case(
             "the same patients under a data set's new name",
-            f"under new ids for the same people epsilon {fresh:.2f} counts as spent",
-            fresh == 0.0,
-            f"epsilon {spent:.2f} of {book.ceiling:.2f} is spent there already",
-            spent > 0.99 * book.ceiling / 1.0001,
+            f"under new ids for the same people epsilon {fresh:.2f} counts as spent, and a fourth round is "
+            f"{'paid for' if bought else 'refused'}",
+            fresh == 0.0 and bought,
+            f"epsilon {spent:.2f} of {book.ceiling:.2f} is spent there already, and a fourth round is "
+            f"{'paid for' if again else 'refused'}",
+            spent > 0.99 * book.ceiling / 1.0001 and not again,
         )
     )
     cases.append(_restored(folder))

@@ -29,6 +29,7 @@ from cipherward.site_agent.training.constants import SharedNoise
 _SITES, _COHORT, _COLLUDERS = 10, 7, 3
 _SIGMA, _METRICS_SIGMA, _CLIP, _DELTA = 1.5, 20.0, 0.7, 1e-5
 _LENGTH = 20_000
+_WORST = ": the worst that the manifest allows"
 
 
 def _manifest() -> sp.Manifest:
@@ -94,6 +95,15 @@ def _deviation(noise: NDArray[np.float64]) -> Interval:
     return Interval(found, found * low, found * high, intervals.SURE)
 
 
+def _noticed() -> float:
+    """By how much the real deviation must be below the promised for ``_deviation``'s interval to end below it in nine
+    runs of ten."""
+    from scipy.stats import chi2
+
+    tail = (1 - intervals.SURE) / 2
+    return 1 - math.sqrt(float(chi2.ppf(tail, _LENGTH)) / float(chi2.ppf(0.9, _LENGTH)))
+
+
 def _cost(share: float) -> float:
     """Epsilon of a round with that much of the promised noise, on the step and on the metrics."""
     return epsilon([SampledGaussian(_SIGMA * share, 1.0, 1), Gaussian(_METRICS_SIGMA * share)], _DELTA)
@@ -119,28 +129,19 @@ def run(context: Context) -> Result:
             spends, broken = _cost(found.value), _cost(without.value)
             if size == _COHORT:
                 line[colluders] = (broken, spends)
-            if (size, colluders) != (_COHORT, _COLLUDERS):
-                # Only the worst case must fail when the defence is out; the others show the margin.
-                fits = found.low <= 1.02 * expected and 1.02 * found.high >= expected
-                if not fits or found.high < 1:
-                    cases.append(
-                        Case(
-                            f"{size} contributors, {colluders} colluding",
-                            "",
-                            True,
-                            f"{found} of sigma",
-                            False,
-                        )
-                    )
-                continue
-            worst = {"off": without, "on": found}
+            is_worst = (size, colluders) == (_COHORT, _COLLUDERS)
+            if is_worst:
+                worst = {"off": without, "on": found}
+            # In so many cases some interval misses by chance; the worst one is held to what was promised.
+            slack = 1.0 if is_worst else 1.02
             cases.append(
                 Case(
-                    f"{size} contributors, {colluders} colluding: the worst that the manifest allows",
+                    f"{size} contributors, {colluders} colluding{_WORST if is_worst else ''}",
                     f"noise split among all of k: {without.value:.3f} of the promised, epsilon {broken:.2f}",
-                    without.high < 0.95 and broken > claimed,
-                    f"{found.value:.3f} of the promised, epsilon {spends:.2f}; charged {claimed:.2f}",
-                    found.high >= 1 and found.low > 0.95,
+                    without.high < 0.95 * expected and (broken > claimed or not is_worst),
+                    f"{found.value:.3f} of the promised, {expected:.3f} expected, epsilon {spends:.2f}; charged "
+                    f"{claimed:.2f}",
+                    slack * found.high >= expected and found.low > 0.95 * expected,
                 )
             )
     context.note("one contributor too few")
@@ -174,7 +175,9 @@ def run(context: Context) -> Result:
         notes=[
             "Residual risk: beyond the c that the manifest names the guarantee weakens with each further colluder, as "
             "the figures show, and t colluding hospitals open a single update, which one share of the noise covers. A "
-            "hospital's policy must name dp-fedsgd before it takes part."
+            "hospital's policy must name dp-fedsgd before it takes part.",
+            f"Power: over {_LENGTH:,} values, noise that is {_noticed():.1%} less than promised fails the row in nine "
+            "runs of ten.",
         ],
     )
 

@@ -41,7 +41,7 @@ def _case(name: str, control: Iterable[str], found: Iterable[str], total: int) -
         f"named: {_listed(control)}",
         bool(control),
         f"{total} fields, not allowed: {_listed(found)}",
-        not found,
+        total > 0 and not found,
     )
 
 
@@ -74,7 +74,7 @@ def _database(coordinator: Path, copy: Path) -> Case:
 
 def _log(text: str) -> Case:
     found, permitted = census.logged(text.splitlines()), allowed(LOGGED)
-    more = census.logged(['{"event": "joined", "patients": 203}'])
+    more = census.logged([*text.splitlines(), '{"event": "joined", "patients": 203}'])
     return _case("what the coordinator logged", more - permitted, found - permitted, len(found))
 
 
@@ -90,28 +90,34 @@ def _sizes(uploads: dict[str, list[bytes]]) -> Case:
         f"records compressed: {_listed(map(str, told.values()))} bytes",
         len(set(told.values())) == len(told),
         f"ciphertexts: {_listed(set(map(str, sizes.values())))} bytes at every hospital",
-        len(set(sizes.values())) == 1 and len(sizes) == len(NAMES),
+        len(set(sizes.values())) == 1 and min(sizes.values()) > 0 and len(sizes) == len(NAMES),
     )
 
 
 def _models(study: RealStudy) -> Case:
-    """Two neighbouring weights of every model that any hospital has, sought in every byte that the coordinator kept."""
+    """Two neighbouring weights of every model that any hospital has, sought in every byte that the coordinator kept;
+    the control is the same search when one model lies among that, in one place, as the state of a study might."""
     needles: set[bytes] = set()
-    held = 0
+    planted = b""
     for name in NAMES:
         folder = SiteFolder(study.world.consortium.site_folder(name))
         for path in folder.models.glob("*.f32"):
             content = path.read_bytes()
             pairs = {content[start : start + 8] for start in range(0, len(content) - 8, 4)}
-            needles |= {pair for pair in pairs if 0.0 not in struct.unpack("<2f", pair)}
-            held += sum(pair in content for pair in needles)
+            trained = {pair for pair in pairs if 0.0 not in struct.unpack("<2f", pair)}
+            needles |= trained
+            planted = content if trained else planted
     kept = [path.read_bytes() for path in study.world.consortium.coordinator.rglob("*") if path.is_file()]
     kept.append(study.log("coordinator").encode())
-    seen = sum(needle in content for needle in needles for content in kept)
+
+    def seen_in(contents: list[bytes]) -> int:
+        return sum(needle in content for needle in needles for content in contents)
+
+    seen, told = seen_in(kept), seen_in([*kept[:-1], kept[-1] + planted])
     return Case(
         "models in clear",
-        f"found in the hospitals' own folders: {held}",
-        held > 0 and len(needles) > 20,
+        f"with one model behind the log's end: {told}",
+        told > 10 and len(needles) > 20,
         f"of {len(needles)} pairs of weights in {sum(map(len, kept))} bytes that the coordinator kept: {seen}",
         seen == 0,
     )
@@ -125,6 +131,16 @@ def _chance(content: bytes) -> float:
     return float(chisquare(counts).pvalue)
 
 
+def _unevenness(count: int) -> float:
+    """The mean departure of the bytes' frequencies from even, relative and squared, that ``_chance`` puts below the
+    limit nine times in ten, for ``count`` bytes; its square root."""
+    from scipy.optimize import brentq
+    from scipy.stats import chi2, ncx2
+
+    at = float(chi2.isf(_LIMIT, 255))
+    return float((brentq(lambda shift: ncx2.sf(at, 255, shift) - 0.9, 1.0, 1e4) / count) ** 0.5)
+
+
 def _evenness(uploads: dict[str, list[bytes]], study: RealStudy) -> Case:
     """The control is the model as it would travel without encryption, again and again."""
     folder = SiteFolder(study.world.consortium.site_folder(NAMES[0]))
@@ -135,7 +151,8 @@ def _evenness(uploads: dict[str, list[bytes]], study: RealStudy) -> Case:
         "bytes of uploads",
         f"in clear as uneven by chance once in {1 / max(off, 1e-300):.3g}",
         off < _LIMIT,
-        f"{len(cipher)} bytes as uneven by chance with probability {on:.3f}",
+        f"{len(cipher)} bytes as uneven by chance with probability {on:.3f}; frequencies "
+        f"{_unevenness(len(cipher)):.1%} off on average would show",
         on > _LIMIT,
     )
 

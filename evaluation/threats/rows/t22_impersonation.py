@@ -38,6 +38,15 @@ class _Attacked:
     stranger: Service
     trust: StudyTrust
 
+    def silent(self) -> str:
+        """What members who may call are told by either coordinator; empty if they are answered, as they must be."""
+        for service, name in ((self.service, "beta"), (self.stranger, "alpha")):
+            caller = Caller(service.address, service.member(name).channel_credentials())
+            if told := self.hello(caller):
+                return told
+            caller.close()
+        return ""
+
     def hello(self, caller: Caller) -> str:
         """What a call with one reply brings."""
         return _said(lambda: caller.call("Hello", pb.HelloRequest(protocol=1), 10))
@@ -180,6 +189,9 @@ def _mount(context: Context, *, defended: bool) -> dict[str, str]:
                 continue
             context.note(f"{'as shipped' if defended else 'without'}: {name}")
             said[name] = attack(on)
+            if silent := on.silent():
+                # Nobody is let in by a coordinator that is down: that says nothing.
+                raise RuntimeError(f"after {name}, a member that may call was told: {silent}")
     if not defended:
         with ExitStack() as stack:
             bare = stack.enter_context(Service(folder / "bare", ("alpha",), ("plaintext",)))
@@ -219,7 +231,7 @@ ROW = Row(
     holds="A root, keys and certificates of their own; an expired or revoked certificate; a member's own keys.",
     source="Our own review; STRIDE (spoofing).",
     metric="attacks that were answered",
-    passes="none is answered as shipped",
+    passes="none is answered as shipped, while members who may call are, after each attack",
     seeds=(22,),
     fast_seconds=40,
     full_seconds=40,
