@@ -249,9 +249,7 @@ def reading(url: str, migrations: Path, what: str) -> Iterator[Connection]:
             if (found := _revision(connection, scripts)) != scripts.get_current_head():
                 raise EnvironmentProblem(
                     what,
-                    why="no coordinator has used it"
-                    if found is None
-                    else "its schema is of an older version",
+                    why="it has no schema yet" if found is None else "its schema is of an older version",
                     fix="Start the service once: it makes the schema, and brings it up to date",
                 )
             yield connection

@@ -129,6 +129,6 @@ def test_a_password_from_the_environment(world: Any, postgresql: PrivatePostgres
                 capture_output=True,
                 text=True,
             )
-            assert "no coordinator has used it" in told.stderr, told.stderr
+            assert "it has no schema yet" in told.stderr, told.stderr
     finally:
         postgresql.require_password(None)

@@ -253,6 +253,19 @@ def test_what_a_crash_left_is_a_note_and_the_next_start_removes_it(world, folder
     assert len(list(folder.models.glob(".new*"))) == 1 and update(folder).exists()
 
 
+def test_a_database_without_a_schema_is_said_to_be_one(broken):
+    """No word of a coordinator: it is a site's."""
+
+    def empty(site):
+        for name in ("", "-wal", "-shm"):
+            site.database.with_name(site.database.name + name).unlink(missing_ok=True)
+        sqlite3.connect(site.database).close()
+        site.database.touch(0o600)
+
+    [problem] = [line for line in broken(empty).problems if line.startswith("database: ")]
+    assert "it has no schema yet" in problem and "coordinator" not in problem
+
+
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_damage_gives_a_traceback(broken, data):
