@@ -144,6 +144,8 @@ def run(context: Context) -> Result:
             "that an update hides in shrinks with every round in which somebody else is missing.",
             "What bounds the loss then is the ledger's epsilon over all rounds: each round's sum is charged by itself, "
             "and no combination of sums costs more than all of them together, whoever is isolated.",
+            intervals.seen_above(_ALIKE, "gain in SSIM", gain["on"]),
+            "The intervals count a cohort's hospitals as independent, though the noise of its rounds is one.",
         ],
     )
 

@@ -122,7 +122,8 @@ def run(context: Context) -> Result:
         notes=[
             "The model is pinned by the manifest's digest and after that made by the sites themselves. An organiser "
             "who signs a crafted model into the manifest is not stopped by this; differential privacy then is what is "
-            "left, and a task whose code a hospital has read."
+            "left, and a task whose code a hospital has read.",
+            intervals.seen_above(_RARE, "share of images that come out", private),
         ],
     )
 
