@@ -23,6 +23,22 @@ def advantage(right: int, trials: int, level: float = 0.95) -> Interval:
     return Interval(2 * found.value - 1, 2 * found.low - 1, 2 * found.high - 1, level)
 
 
+def detectable_advantage(trials: int, level: float, power: float = 0.9) -> float:
+    """The smallest real advantage whose interval of ``level`` over ``trials`` excludes 0 with probability ``power``:
+    what a row that asks for 0 would see. 1.0 if nothing smaller would."""
+    from scipy.stats import binom
+
+    # The fewest right guesses whose interval begins above a coin's.
+    needed = next(
+        (right for right in range(trials // 2, trials + 1) if advantage(right, trials, level).low > 0), 0
+    )
+    if not needed:
+        return 1.0
+    steps = range(1, 1000)
+    seen = (step / 1000 for step in steps if binom.sf(needed - 1, trials, (1 + step / 1000) / 2) >= power)
+    return next(seen, 1.0)
+
+
 def split_level(tests: int, overall: float = 0.95) -> float:
     """The level of each of ``tests`` intervals that all hold together at ``overall`` (Bonferroni)."""
     return 1 - (1 - overall) / tests

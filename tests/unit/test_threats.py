@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cipherward.cli.app import main
@@ -21,7 +22,13 @@ from cipherward.evaluation.threats.bypass import replaced
 from cipherward.evaluation.threats.outcome import Outcome, Verdict, write_json
 from cipherward.evaluation.threats.report import write_report
 from cipherward.evaluation.threats.row import Case, Interval, Picture, Result, Row
-from cipherward.evaluation.threats.statistics import advantage, hoeffding, proportion, split_level
+from cipherward.evaluation.threats.statistics import (
+    advantage,
+    detectable_advantage,
+    hoeffding,
+    proportion,
+    split_level,
+)
 from cipherward.evaluation.threats.worker import Running
 
 PAGE = (Path(__file__).parents[2] / "docs" / "threat-model.md").read_text()
@@ -198,6 +205,15 @@ def test_intervals_have_power():
     assert proportion(20, 20).high == 1 and proportion(20, 20).low == pytest.approx(1 - 0.1684, abs=1e-4)
     assert advantage(50, 100).holds(0) and not advantage(80, 100).holds(0)
     assert not advantage(40, 40, split_level(40, 0.999)).holds(0)
+    # What is said to be seen is: the advantage of a biased coin.
+    rng = np.random.default_rng(0)
+    for trials in (160, 1200):
+        level = split_level(40, 0.999)
+        real = detectable_advantage(trials, level)
+        right = rng.binomial(trials, (1 + real) / 2, 2000)
+        found = {count: not advantage(count, trials, level).holds(0) for count in set(right.tolist())}
+        assert 0.88 < np.mean([found[count] for count in right.tolist()]) < 0.95
+    assert detectable_advantage(4, 0.999) == 1.0
     wide = hoeffding(0.5, 100, 1.0)
     assert wide.low < 0.4 < 0.6 < wide.high
 
