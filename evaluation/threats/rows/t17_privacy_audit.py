@@ -125,8 +125,8 @@ def run(context: Context) -> Result:
         notes=[
             "An audit in one run is blunt: half the noise is caught by a test of the noise itself, not by guesses. A "
             "bound that was not exceeded proves nothing; it fails to disprove.",
-            f"Power: with {_CANARIES} canaries and no noise at all an audit proves epsilon > {max(shown.values()):.1f} at "
-            f"this confidence, so that it can exceed the claim of {_EPSILON:g}. The other checks allow "
+            f"Power: with {_CANARIES} canaries and no noise at all an audit proves epsilon > {max(shown.values()):.1f} "
+            f"at this confidence, so that it can exceed the claim of {_EPSILON:g}. The other checks allow "
             + ", ".join(f"{one.low:.3f} to {one.high:.3f} ({name})" for name, one in limits.items())
             + "; what is twice as far off as a limit shows nearly always.",
         ],
