@@ -18,7 +18,9 @@ from cipherward.evaluation.threats.attacks import (
 from cipherward.evaluation.threats.attacks.ciphertext import read_as_numbers
 from cipherward.evaluation.threats.attacks.quorum_sum import opened_sum
 from cipherward.evaluation.threats.attacks.short_close import check_close
-from cipherward.evaluation.threats.kit.hospital import PARAMETERS, Hospitals
+from cipherward.evaluation.threats.kit.hospital import NAMES, PARAMETERS, Hospitals
+from cipherward.evaluation.threats.rows import t07_dropout, t19_shared_noise, t21_metadata
+from cipherward.proto.v1.coordinator_pb2 import RoundStatus
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +127,62 @@ def test_a_close_record_over_too_few_is_refused(tmp_path):
     check_close(world, trust, 3, 3)
     with pytest.raises(VerificationError, match="minimum cohort is 3"):
         check_close(world, trust, 3, 2)
+
+
+def test_too_little_noise_and_uneven_bytes_show_as_often_as_the_report_says():
+    rng = np.random.default_rng(5)
+    short = 1 - t19_shared_noise._noticed()
+    size = (200, t19_shared_noise._LENGTH)
+    highs = [
+        t19_shared_noise._deviation(noise).high
+        for noise in rng.normal(0, short, size) * t19_shared_noise._SIGMA
+    ]
+    assert 0.82 < np.mean(np.array(highs) < 1) < 0.97
+    off, count = t21_metadata._unevenness(2**17), 2**17
+    frequencies = (1 + off * np.where(np.arange(256) % 2, 1, -1)) / 256
+    made = rng.choice(256, (100, count), p=frequencies).astype(np.uint8)
+    caught = [t21_metadata._chance(one.tobytes()) < t21_metadata._LIMIT for one in made]
+    assert 0.8 < np.mean(caught) < 0.98
+    assert t21_metadata._chance(rng.integers(0, 256, count, dtype=np.uint8).tobytes()) > t21_metadata._LIMIT
+
+
+def test_a_census_of_nothing_holds_nothing():
+    assert not t21_metadata._log("a line for a person at a terminal\n").held
+    assert t21_metadata._log('{"event": "joined"}\n{"study": "heart"}').held
+    assert not t21_metadata._sizes({name: [] for name in NAMES}).held
+    assert t21_metadata._sizes({name: [bytes(8)] for name in NAMES}).held
+
+
+class _Quiet:
+    """A site and a coordinator's status, as far as the end of a round asks them."""
+
+    def __init__(self, *history):
+        self.history, self.reason = history, "stopped"
+
+    def until(self, *_):
+        pass
+
+    def status(self):
+        return self
+
+
+@pytest.mark.parametrize(
+    ("aborted", "contributors", "opened", "wrong"),
+    [
+        (False, ("alpha", "beta"), 2.0, False),
+        (False, ("alpha",), 1.0, True),  # beta committed
+        (False, ("alpha", "beta"), 2.5, True),
+        (True, (), None, False),
+        (False, ("alpha", "beta"), None, True),  # not opened, but the coordinator calls it whole
+    ],
+)
+def test_a_round_that_lacks_somebody_or_ends_in_silence_is_wrong(aborted, contributors, opened, wrong):
+    entry = RoundStatus(
+        round=1, contributors=contributors, aborted=aborted, reason="too few" if aborted else ""
+    )
+    study = object.__new__(t07_dropout._Study)
+    study.service, study.sites = _Quiet(entry), [_Quiet()]
+    sent = {name: np.ones(3, np.float32) for name in ("alpha", "beta")}
+    vector = None if opened is None else np.full(3, opened)
+    _, error = study._ended(1, sent, vector, {"alpha", "beta"})
+    assert (error is not None and error > 1e-3) is wrong

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -53,7 +54,8 @@ class _Study:
         self.layout = Layout(trust.manifest.parameter_count, METRICS)
 
     def play(self, gone: tuple[str, ...], step: str) -> tuple[str, float | None]:
-        """The next round, in which ``gone`` do nothing from that step on: how it ended, and the sum's error."""
+        """The next round, in which ``gone`` do nothing from that step on: how it ended, and the sum's error, which is
+        infinite where the round is neither the sum of those who committed nor known to be given up."""
         self.number = number = self.number + 1
         sent = vectors(NAMES, self.layout.length, self.seed + number)
         at = STEPS.index(step) if step else len(STEPS)
@@ -82,18 +84,20 @@ class _Study:
             split(self.layout, opened, len(reader.closed(number)[1].contributions), reader.params)
             for site in there("report"):
                 site.report(number, bytes(32))
-        return self._ended(number, sent, opened)
+        return self._ended(number, sent, opened, {site.name for site in there("commit")})
 
     def _ended(
-        self, number: int, sent: dict[str, Any], opened: NDArray[np.float64] | None
+        self, number: int, sent: dict[str, Any], opened: NDArray[np.float64] | None, committed: set[str]
     ) -> tuple[str, float | None]:
         self.sites[0].until(number + 1, pb.PHASE_OPEN)
-        status = self.service.status()
-        entry = next((one for one in status.history if one.round == number), None)
-        reason = status.reason if entry is None else entry.reason
+        entry = next((one for one in self.service.status().history if one.round == number), None)
         if opened is None:
-            return f"given up: {reason[:90] or 'not opened'}", None
-        who = list(NAMES) if entry is None or not entry.contributors else list(entry.contributors)
+            if entry is None or not entry.aborted:
+                return "not opened, though its coordinator does not call it given up", math.inf
+            return f"given up: {entry.reason[:90]}", None
+        who = list(entry.contributors) if entry is not None and entry.contributors else sorted(committed)
+        if set(who) != committed:
+            return f"the sum of {', '.join(who)}, where {len(committed)} committed", math.inf
         exact = np.sum([sent[name].astype(np.float64) for name in who], axis=0)
         return f"the sum of {len(who)}", float(np.abs(opened - exact).max())
 
@@ -128,7 +132,7 @@ def run(context: Context) -> Result:
                         f"{len(gone)} of {len(NAMES)} vanish before their {step}",
                         control=f"answers for all who joined open a sum that is off by {off:.3g}",
                         control_worked=off > 100 * bound,
-                        defended=ended if error is None else f"{ended}, exact within {error:.1e}",
+                        defended=ended if error is None else f"{ended}, off by {error:.1e}",
                         held=held,
                     )
                 )
@@ -136,11 +140,14 @@ def run(context: Context) -> Result:
     result = Result.of_cases(
         cases,
         f"In {len(cases)} rounds in which one or two of four hospitals vanished, {outcomes['sums']} ended with the "
-        f"exact sum of those who were in it and {outcomes['given up']} were given up cleanly; none gave a wrong sum, "
-        "and a round with everybody works afterwards.",
+        f"exact sum of those who were in it and {outcomes['given up']} were given up cleanly; {wrong} "
+        f"gave a wrong sum, and a round with everybody {'works' if after else 'fails'} afterwards. The coordinator's "
+        "limits on how often a site may call were lifted for this, so that they are not taken for the attack's effect.",
         control={"deviation of the sum": off, "the same members, answering for U": right},
         defended={**outcomes, "wrong sums": wrong, "error bound": bound, "a whole round afterwards": after},
         notes=(
+            "One patch runs in the attacked coordinator: its limits on calls are lifted, as many short rounds from one "
+            "machine come faster than hospitals' do. Everything else is as shipped.",
             "All ways in which 3 to 6 sites can vanish at any step are walked by tests/attacks/test_attack_dropout.py; "
             "kill -9 of real agents by tests/fault/site.",
         ),
@@ -156,7 +163,8 @@ ROW = Row(
     source="Flower 1.41 (2026): one dropout in the first two stages fails the round; secure aggregation in general: "
     "Bonawitz et al., CCS 2017.",
     metric="whether a round ends with the exact sum over U, cleanly without one, or wrongly",
-    passes="never a wrong sum; with t of n left the sum; the next round works",
+    passes="never a wrong sum, nor one without somebody who committed; with t of n left the sum; a round that is "
+    "not opened is given up in the coordinator's own record; the next round works",
     seeds=(7,),
     fast_seconds=55,
     full_seconds=60,
