@@ -31,7 +31,7 @@ def mean(values: ArrayLike, level: float = SURE) -> Interval:
 def seen_above(limit: float, what: str, found: Interval) -> str:
     """A note on power: what a rule that wants the interval ``found`` to end below ``limit`` would not miss."""
     return (
-        f"Power: a real {what} of {limit:g} or more fails the row in all but {(1 - found.level) / 2:.2%} of runs, as "
+        f"Power: a real {what} of {limit:.2g} or more fails the row in all but {(1 - found.level) / 2:.2%} of runs, as "
         f"the interval must end below it; here it is {found.high - found.low:.3f} wide."
     )
 

@@ -21,7 +21,8 @@ from cipherward.evaluation.threats.row import Interval
 Scores = NDArray[np.float64]
 Members = NDArray[np.bool_]
 _LEAST_MODELS = 8
-_RESAMPLES = 400
+_RESAMPLES = 2000
+"""The ends of a 99.75 % interval are then more than the outermost resample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +79,9 @@ def _fit(scores: Scores, chosen: Members) -> tuple[Scores, float]:
 
 def true_positive_rate(ratios: Scores, members: Members, false_positive_rate: float) -> float:
     """TPR at the threshold that this share of non-members exceeds."""
-    outside = np.sort(ratios[~members])[::-1]
-    allowed = int(false_positive_rate * len(outside))
-    return float((ratios[members] > outside[allowed]).mean())
+    outside = ratios[~members]
+    place = len(outside) - 1 - int(false_positive_rate * len(outside))
+    return float((ratios[members] > np.partition(outside, place)[place]).mean())
 
 
 def rate_interval(judged: Judged, false_positive_rate: float, level: float, seed: int) -> Interval:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cipherward.evaluation.threats.attacks import images, lira, vision
+from cipherward.evaluation.threats.attacks import images, intervals, lira, vision
 from cipherward.evaluation.threats.attacks.lira import Judged, Scores
 from cipherward.evaluation.threats.plots import OFF, ON, plot
 from cipherward.evaluation.threats.row import Context, Figure, Interval, Picture, Result, Row
@@ -25,6 +25,8 @@ from cipherward.site_agent.training.constants import DpSgd, PlainSgd, SgdConstan
 
 EPSILON, DELTA = 0.5, 1e-4
 RATES = (0.01, 0.05)
+_MARGIN = 1.5
+"""Over what epsilon allows: with a tenth of the noise the attack gets more."""
 _HOSPITALS = ("cleveland", "hungary", "switzerland", "va-long-beach")
 _HIDDEN, _IMAGES = 32, 150
 _LEVEL = split_level(2 * len(RATES), 0.99)
@@ -129,11 +131,11 @@ def _curves(name: str, off: Judged, on: Judged) -> Picture:
 
 def run(context: Context) -> Result:
     """LiRA on four small hospitals' heart models and on an image model."""
-    models = 48 if context.fast else 256
+    models = 64 if context.fast else 256
     sigma = calibrate_noise(EPSILON, DELTA, HEART_STUDY.sampling_rate, HEART_STUDY.steps * HEART_STUDY.rounds)
     control: dict[str, Figure] = {"models a site": models}
     defended: dict[str, Figure] = {"models a site": models, "epsilon": EPSILON, "noise multiplier": sigma}
-    pictures, checks, said = [], [], []
+    pictures, worked, checks, said = [], [], [], []
     for name, sites in {"heart": _hospitals(4), "images": _imaging(context.seed)}.items():
         judged: dict[str, list[Judged]] = {"off": [], "on": []}
         for place, site in enumerate(sites):
@@ -152,28 +154,41 @@ def run(context: Context) -> Result:
             text = f"{name}, {off.members.shape[1]} targets: TPR at {rate:.0%} FPR"
             control[text], defended[text] = without, private
             defended[f"{name}: TPR that epsilon allows at {rate:.0%} FPR"] = bound
-            checks.append((without, private, bound))
-            said.append((name, rate, without, private))
+            limit = _limit(without, rate, bound)
+            worked.append(without.low > bound)
+            checks.append((private, limit, bound))
+            said.append((name, rate, without, private, limit))
         pictures.append(_curves(name, off, on))
-    _, rate, without, private = max(said, key=lambda one: one[2].value / one[1])
+    worst, rate, without, private, _ = max(said, key=lambda one: one[2].value / one[1])
     return Result(
         control=control,
         defended=defended,
-        control_worked=all(without.low > bound for without, _, bound in checks),
+        control_worked=all(worked),
         held=all(_held(*check) for check in checks),
-        plain=f"Without privacy the attacker names {without.value:.0%} of an image model's patients while wrong about "
-        f"{rate:.0%} of the others; with epsilon {EPSILON:g} it names {private.value:.1%}, about as guessing does.",
+        plain=f"Without privacy the attacker names {without.value:.0%} of those whom a model ({worst}) was trained on, "
+        f"while wrong about {rate:.0%} of the others; with epsilon {EPSILON:g} it names {private.value:.1%}, at most "
+        f"{private.high:.1%}, where a guess names {rate:.0%}.",
         pictures=pictures,
         notes=[
             "The attacker is helped: it has the hospital's model alone (in a study, the sum less all others'), and "
             "all of the hospital's records, of which a random half was trained on.",
+            *(
+                intervals.seen_above(limit, f"TPR at {rate:.0%} FPR ({name})", private)
+                for name, rate, _, private, limit in said
+            ),
         ],
     )
 
 
-def _held(without: Interval, private: Interval, bound: float) -> bool:
-    """Not above what epsilon allows, and told apart from the attack without privacy."""
-    return private.low <= bound and private.high < without.low
+def _limit(without: Interval, rate: float, bound: float) -> float:
+    """What the interval with privacy must end below: the attack's without, and where enough non-members are counted
+    for it, little more than what epsilon allows."""
+    return min(without.low, _MARGIN * bound) if rate == max(RATES) else without.low
+
+
+def _held(private: Interval, limit: float, bound: float) -> bool:
+    """Not above what epsilon allows, and below the limit."""
+    return private.low <= bound and private.high < limit
 
 
 ROW = Row(
@@ -184,9 +199,10 @@ ROW = Row(
     source="LiRA: Carlini, Chien, Nasr, Song, Terzis and Tramer, IEEE S&P 2022, online, every model the target once",
     metric="True positive rate at 1 % and 5 % false positives, pooled over models and records; both resampled",
     passes="Without privacy the interval is above exp(epsilon) FPR + delta; with epsilon 0.5 it "
-    "is not, and lies below the interval without privacy (99 % for all intervals of a view together)",
+    "is not, lies below the interval without privacy and, at 5 %, ends below 1.5 times what epsilon allows (99 % for "
+    "all intervals of a view together)",
     seeds=(16,),
-    fast_seconds=40,
-    full_seconds=240,
+    fast_seconds=50,
+    full_seconds=300,
     run=run,
 )
