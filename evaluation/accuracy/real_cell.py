@@ -5,16 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from cipherward.errors import UnavailableError
+from cipherward.errors import UnavailableError, UsageError
 from cipherward.evaluation import baselines
 from cipherward.evaluation.accuracy.cells import Cell, Constants, Entry, Laboratory
 from cipherward.evaluation.accuracy.data import Prepared
 from cipherward.evaluation.accuracy.federation import Simulator
+from cipherward.evaluation.accuracy.partition import Partition
 from cipherward.evaluation.accuracy.statistics import Interval, paired_interval
 from cipherward.evaluation.accuracy.studies import DELTA, study_file
 from cipherward.evaluation.accuracy.sums import Encryption
@@ -24,6 +26,7 @@ from cipherward.evaluation.demo.study import RunningStudy
 from cipherward.site_agent.training.client import Trainer
 
 RESULTS = "real-cell.json"
+TRIED = 100
 _SECONDS_A_ROUND = 120.0
 _SUITE = "quorum"
 
@@ -39,6 +42,24 @@ class RealCell(Entry):
     def difference(self) -> Interval:
         """Real less simulated; UsageError for fewer than two runs."""
         return paired_interval(self.real, self.simulated)
+
+
+def seeds_taken(data: Prepared, sites: int, partition: Partition, runs: int) -> list[int]:
+    """The first so many seeds whose deal every hospital takes part in: its policy wants delta below 1 / (10 x its
+    patients). UsageError if ``TRIED`` seeds have too few."""
+    most = 1 / (10 * DELTA)
+    dealt = (
+        (seed, max(len(site.train.patients) for site in data.sites(sites, partition, seed)))
+        for seed in range(1, TRIED + 1)
+    )
+    found = list(islice((seed for seed, largest in dealt if largest < most), runs))
+    if len(found) < runs:
+        raise UsageError(
+            f"only {len(found)} of {TRIED} deals leave every hospital with fewer than {most:g} patients",
+            why=f"with more its own policy refuses delta = {DELTA:g}",
+            fix="Take more sites",
+        )
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ from cipherward.evaluation.accuracy.data import features_of, load
 from cipherward.evaluation.accuracy.federation import Simulator
 from cipherward.evaluation.accuracy.journal import Journal, Results, Settings, constants_of
 from cipherward.evaluation.accuracy.partition import Partition
-from cipherward.evaluation.accuracy.real_cell import RESULTS, Bench, RealCell
+from cipherward.evaluation.accuracy.real_cell import RESULTS, Bench, RealCell, seeds_taken
 from cipherward.evaluation.accuracy.studies import DELTA
 from cipherward.evaluation.accuracy.sums import Encryption
 from cipherward.evaluation.output import console as new_console
@@ -121,15 +121,10 @@ def run_real(options: Options, runs: int) -> RealCell:
     if target is None:
         raise UsageError("dp-fedsgd has no cell without privacy", fix="Give a finite --epsilon")
     constants = make_plan([Arm.DP_FEDSGD], [target])[Arm.DP_FEDSGD, target]
+    sites, partition = options.sites[0], options.partitions[0]
     cells = [
-        Cell(
-            arm=Arm.DP_FEDSGD,
-            sites=options.sites[0],
-            partition=options.partitions[0],
-            epsilon=target,
-            seed=seed,
-        )
-        for seed in range(1, runs + 1)
+        Cell(arm=Arm.DP_FEDSGD, sites=sites, partition=partition, epsilon=target, seed=seed)
+        for seed in seeds_taken(data, sites, partition, runs)
     ]
     console.print(f"- through real processes: {report.describe(cells[0]).rpartition(',')[0]}")
     found = Bench(data, constants, lambda line: console.print(f"  {line}")).compare(cells)

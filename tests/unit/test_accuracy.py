@@ -18,7 +18,7 @@ from scipy import stats
 from cipherward.cli.app import main
 from cipherward.crypto.quorum.params import parameters
 from cipherward.errors import LimitError, UsageError
-from cipherward.evaluation.accuracy import constants, data, report, tuning
+from cipherward.evaluation.accuracy import constants, data, real_cell, report, tuning
 from cipherward.evaluation.accuracy.constants import Arm
 from cipherward.evaluation.accuracy.federation import Simulator
 from cipherward.evaluation.accuracy.journal import read
@@ -52,6 +52,24 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def grid(features: Path, out: Path, *extra: str) -> list[str]:
     return ["accuracy", "run", "--data", str(features), "--sites", "4", "--out", str(out), *extra]
+
+
+def test_the_real_cell_takes_deals_that_every_policy_accepts(
+    features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = data.load(features)
+    largest = [
+        max(len(site.train.patients) for site in prepared.sites(4, Partition.IID, seed))
+        for seed in range(1, 9)
+    ]
+    most = sorted(largest)[4]
+    monkeypatch.setattr(real_cell, "DELTA", 1 / (10 * most))
+    taken = [seed for seed, patients in enumerate(largest, 1) if patients < most]
+    assert 1 <= len(taken) < 8
+    assert real_cell.seeds_taken(prepared, 4, Partition.IID, len(taken)) == taken
+    monkeypatch.setattr(real_cell, "DELTA", 0.1)
+    with pytest.raises(UsageError, match="refuses delta"):
+        real_cell.seeds_taken(prepared, 4, Partition.IID, 1)
 
 
 def test_the_grid_end_to_end_and_again(
