@@ -314,7 +314,7 @@ def test_the_newest_status_list_survives_a_restart(tmp_path, consortium, root):
         restarted.status.offer(old.signed)
     # A status list of another kind of record in its place is refused, not ignored.
     (folder / "status-list.pem").write_bytes(armour_signed(Kind.ANCHOR, consortium.anchor.signed))
-    _loads(folder, "not a status list", FormatError)
+    _loads(folder, "is no status list", FormatError)
 
 
 def test_no_temporary_files_remain(tmp_path, consortium, root):
