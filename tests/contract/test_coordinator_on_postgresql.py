@@ -36,6 +36,7 @@ async def again(call: Any, *arguments: Any) -> Any:
             await asyncio.sleep(0.2)
 
 
+@pytest.mark.slow
 async def test_a_study_survives_kills_of_the_coordinator_and_restarts_of_the_server(
     world: Any, cipher: Any, updates: Any, postgresql: PrivatePostgresql
 ) -> None:

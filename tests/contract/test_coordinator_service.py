@@ -129,6 +129,7 @@ async def page(port: int, path: str) -> tuple[int, str]:
     return await asyncio.to_thread(fetch)
 
 
+@pytest.mark.slow
 async def test_health_says_whether_it_can_work(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     async with world.running(world.folder, metrics_port=port) as address:

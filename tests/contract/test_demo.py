@@ -31,6 +31,7 @@ def processes_of(workdir: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_demo_trains_twice_in_one_folder(tmp_path: Path) -> None:
     workdir, out = tmp_path / "my demo? 50%25 #1", tmp_path / "out.json"  # a space, and what URLs are made of
     common = ["--rounds", "2", "--workdir", str(workdir), "--json", str(out)]
@@ -98,6 +99,7 @@ def test_demo_of_shared_noise(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_interrupted_demo_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     workdir = tmp_path / "demo"
     process = subprocess.Popen(
@@ -116,6 +118,7 @@ def test_interrupted_demo_leaves_no_process(tmp_path: Path, number: signal.Signa
     assert processes_of(workdir) == []
 
 
+@pytest.mark.slow
 def test_killed_demo_leaves_no_process(tmp_path: Path) -> None:
     workdir = tmp_path / "demo"
     process = subprocess.Popen([*COMMAND, "--workdir", str(workdir)], stdout=subprocess.DEVNULL)

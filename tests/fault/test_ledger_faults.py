@@ -79,7 +79,9 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
         command = [sys.executable, "-c", VICTIM, str(path), str(first)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as victim:
             assert victim.stdout is not None
-            lines = [victim.stdout.readline() for _ in range(5 * attempt + 1)]  # so many, however slow the disk
+            lines = [  # so many, however slow the disk
+                victim.stdout.readline() for _ in range(5 * attempt + 1)
+            ]
             time.sleep(0.013 * attempt)
             victim.send_signal(signal.SIGKILL)
             lines += victim.stdout.readlines()

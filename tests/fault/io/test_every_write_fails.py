@@ -22,6 +22,7 @@ def stride(default: int) -> int:
     return int(os.environ.get("CW_FAULT_STRIDE", default))
 
 
+@pytest.mark.slow
 def test_some_writes_of_a_site(enumerated: Enumerated) -> None:
     counted = enumerated("io_site.py", stride(17), *SITE)
     assert set(counted) == {f"{step} {kind}" for step in SITE for kind in ("EIO", "ENOSPC")}

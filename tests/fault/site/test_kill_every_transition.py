@@ -121,6 +121,7 @@ def run_study(world, suite, rounds, *, hub=(), beta=(), **manifest):
     world.wait(*NAMES, seconds=200)
 
 
+@pytest.mark.slow
 def test_a_coordinator_killed_in_every_phase(make_consortium):
     world = make_consortium(*NAMES)
     points = [

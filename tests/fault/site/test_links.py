@@ -70,6 +70,7 @@ def test_an_upload_that_is_cut_goes_on_where_it_broke(make_consortium, large):
     check_study(world, "heart-1")
 
 
+@pytest.mark.slow
 def test_a_slow_upload_keeps_nobody_waiting(make_consortium, large):
     world, size = large_study(make_consortium, large, "alpha", "beta")
     link = world.link("beta")
@@ -96,6 +97,7 @@ def client_methods():
 
 
 @pytest.mark.parametrize("suite_name", ["quorum", pytest.param("shared-key", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_site_cut_off_at_each_of_its_calls_finishes(make_consortium, suite_name):
     world = make_consortium(*NAMES)
     world.start_coordinator()
@@ -155,6 +157,7 @@ def test_a_link_that_falls_silent_is_noticed_and_dialled_again(make_consortium):
     check_study(world, "heart-1")
 
 
+@pytest.mark.slow
 def test_a_cut_link_is_dialled_again_with_growing_and_uneven_pauses(make_consortium):
     world = make_consortium("alpha", "beta")
     world.start_coordinator()
@@ -170,6 +173,7 @@ def test_a_cut_link_is_dialled_again_with_growing_and_uneven_pauses(make_consort
     assert len({round(pause, 3) for pause in pauses}) > 1 and max(pauses) > 2 * min(pauses), pauses
 
 
+@pytest.mark.slow
 def test_a_coordinator_that_restarts_under_open_streams(make_consortium):
     world = make_consortium(*NAMES)
     world.start_coordinator()

@@ -3,6 +3,7 @@ sum over U comes out, and a site that restarts never answers with what it no lon
 
 import sqlite3
 
+import pytest
 from fault_checker import check_study
 
 NAMES = ("alpha", "beta", "delta", "gamma")
@@ -34,6 +35,7 @@ def test_four_sites_agree_and_nothing_of_a_key_is_on_disk(make_consortium):
         assert log.count('"answered"') == log.count('"acknowledged"') == 2
 
 
+@pytest.mark.slow
 def test_a_site_killed_after_its_commit_counts_and_the_others_open_the_sum(make_consortium):
     world = make_consortium(*NAMES)
     world.start_coordinator()
@@ -54,6 +56,7 @@ def test_a_site_killed_after_its_commit_counts_and_the_others_open_the_sum(make_
     check_study(world, "heart-1", min_opened=3)
 
 
+@pytest.mark.slow
 def test_with_fewer_than_t_alive_the_round_aborts_and_the_next_one_works(make_consortium):
     world = make_consortium(*NAMES)
     world.start_coordinator(CRASH_AT="sign:ABORT_RECORD")

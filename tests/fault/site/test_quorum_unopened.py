@@ -11,6 +11,7 @@ NAMES = ("alpha", "beta", "delta", "gamma")
 
 
 @pytest.mark.parametrize(("rounds", "unopened"), [(2, 1), (2, 2)])
+@pytest.mark.slow
 def test_a_closed_round_that_too_few_answer_holds_nobody_up(make_consortium, rounds, unopened):
     world = make_consortium(*NAMES)
     world.start_coordinator()
@@ -38,6 +39,7 @@ def test_a_closed_round_that_too_few_answer_holds_nobody_up(make_consortium, rou
 
 
 @pytest.mark.parametrize(("rounds", "given_up"), [(2, 1), pytest.param(2, 2, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_site_that_alone_opened_a_round_goes_back_with_the_others(make_consortium, rounds, given_up):
     world = make_consortium(*NAMES)
     world.start_coordinator()

@@ -51,6 +51,7 @@ def ledger_kinds(world, name):
         return [row[0] for row in connection.execute("SELECT kind FROM ledger_events ORDER BY sequence")]
 
 
+@pytest.mark.slow
 def test_a_folder_restored_from_before_a_whole_study_stops_the_agent(make_consortium):
     world = make_consortium("alpha", "beta")
     shutil.copytree(world.folder / "alpha", world.folder / "backup")
