@@ -334,6 +334,7 @@ async def test_rounds_that_are_no_longer_kept_are_said(
     assert main(["audit", "verify", "--dir", str(folder), "--study", "other"]) == 2
 
 
+@pytest.mark.slow
 async def test_the_shared_key_suite(world: Any, updates: Any, tmp_path: Path, capsys: Any) -> None:
     async with world.running(world.folder, keep_rounds=2) as address:
         sites = await world.started(address)

@@ -72,6 +72,7 @@ def test_the_real_cell_takes_deals_that_every_policy_accepts(
         real_cell.seeds_taken(prepared, 4, Partition.IID, 1)
 
 
+@pytest.mark.slow
 def test_the_grid_end_to_end_and_again(
     features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

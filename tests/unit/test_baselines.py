@@ -92,6 +92,7 @@ def test_the_interval_is_nadeau_and_bengios() -> None:
         corrected_interval(differences[:1], 1 / 3)
 
 
+@pytest.mark.slow
 def test_the_result_is_complete_and_can_be_written() -> None:
     result = heart_cv.cross_validate(SHORT, 2)
     assert json.loads(json.dumps(result)) == result

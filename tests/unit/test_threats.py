@@ -219,6 +219,7 @@ def test_intervals_have_power():
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.slow
 def test_a_run_that_is_ended_leaves_no_process_and_no_folder(tmp_path, how):
     """Cancelled like Ctrl-C or by CI; after SIGKILL the rows notice that nobody waits for them."""
     out = tmp_path / "out"

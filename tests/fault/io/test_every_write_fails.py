@@ -29,6 +29,7 @@ def test_some_writes_of_a_site(enumerated: Enumerated) -> None:
     assert all(calls > 15 for calls in counted.values()), counted  # faults were met
 
 
+@pytest.mark.slow
 def test_some_writes_of_a_coordinator(enumerated: Enumerated) -> None:
     counted = enumerated("io_coordinator.py", stride(13), "upload", "commits")
     assert all(calls > 13 for calls in counted.values()), counted

@@ -177,6 +177,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 def test_what_is_broken_is_named_and_nothing_else(killed, tmp_path):
     clean = check(Places(killed))
     assert clean.problems == [], clean

@@ -113,6 +113,7 @@ def descendants(pid):
     return found
 
 
+@pytest.mark.slow
 def test_an_idle_agent_is_small_and_stops_cleanly_with_its_children(make_consortium):
     world = make_consortium("alpha", "beta")
     world.start_coordinator()
