@@ -29,7 +29,7 @@ from cipherward.crypto.records import (
     verify_plan,
     verify_round_record,
 )
-from cipherward.crypto.signing import record_digest, verify
+from cipherward.crypto.signing import record_digest, signer_name, verify
 from cipherward.crypto.transcript import transcript_start
 from cipherward.errors import (
     CipherwardError,
@@ -217,7 +217,7 @@ class History:
         except VerificationError:
             return
         for join in record.joins:
-            name = join.signer.rpartition("/")[2]
+            name = signer_name(join)
             with located(self.study, number, name if name in trust.sites else ""):
                 verify_join(join, trust, opened, number, name)
 

@@ -15,7 +15,7 @@ from cipherward.crypto import merkle
 from cipherward.crypto.labels import Label, digest
 from cipherward.crypto.records import Plan, StudyTrust, verify_commit
 from cipherward.crypto.seal_sizes import OVERHEAD
-from cipherward.crypto.signing import verify
+from cipherward.crypto.signing import signer_name, verify
 from cipherward.errors import FormatError, VerificationError
 from cipherward.ids import DIGEST_BYTES, Digest
 from cipherward.proto.v1.common_pb2 import Signed
@@ -133,7 +133,7 @@ def check_share(message: ShareMessage, trust: StudyTrust, plan: Plan, receiver: 
         raise FormatError(
             f"a sealed share has {len(message.sealed)} bytes", why=f"it must have {SEALED_SHARE_BYTES}"
         )
-    commit = verify_commit(message.commit, trust, plan, _name(message.commit))
+    commit = verify_commit(message.commit, trust, plan, signer_name(message.commit))
     place = _place(plan, receiver)
     _need(message.index == place, f"{commit.site}'s share is for another member than {receiver}")
     leaf = merkle.leaf_hash(message.sealed)
@@ -152,7 +152,7 @@ def check_answer_key(
         raise FormatError(
             f"a sealed key has {len(message.sealed_key)} bytes", why=f"it must have {SEALED_KEY_BYTES}"
         )
-    answer = verify_answer(message.record, trust, plan, close_digest, _name(message.record))
+    answer = verify_answer(message.record, trust, plan, close_digest, signer_name(message.record))
     leaf = merkle.leaf_hash(message.sealed_key)
     merkle.verify(leaf, _place(plan, receiver), len(plan.members), message.inclusion, answer.key_root)
     return answer
@@ -166,10 +166,6 @@ def check_update_chunk(chunk: DataChunk, close: CloseRecord, contribution: Contr
     # All updates of a close record have as many chunks as the sum: ``verify_close``.
     count, root = close.sum_chunk_count, contribution.ciphertext_root
     merkle.verify(leaf, chunk.index, count, chunk.inclusion, root)
-
-
-def _name(signed: Signed) -> str:
-    return signed.signer.rpartition("/")[2]
 
 
 def _place(plan: Plan, receiver: str) -> int:

@@ -15,7 +15,7 @@ from cipherward.crypto.labels import Label
 from cipherward.crypto.manifest_rules import colluders_withstood, effective_threshold
 from cipherward.crypto.seal_sizes import PUBLIC_BYTES
 from cipherward.crypto.sealing_keys import check_public
-from cipherward.crypto.signing import record_digest, verify
+from cipherward.crypto.signing import record_digest, signer_name, verify
 from cipherward.crypto.suites.base import KeyLifetime, SuiteParams
 from cipherward.crypto.suites.registry import suite as find_suite
 from cipherward.crypto.transcript import transcript_next
@@ -170,7 +170,7 @@ def verify_plan(signed: Signed, trust: StudyTrust, round_record_digest: bytes, r
     joins: dict[str, Join] = {}
     last = -1
     for item in record.joins:
-        name = item.signer.rpartition("/")[2]
+        name = signer_name(item)
         join = verify_join(item, trust, round_record_digest, round_number, name)
         position = trust.order[name]
         _need(position > last, "a plan record's sites are doubled or not in the roster's order")
@@ -342,7 +342,7 @@ def verify_model_report(signed: Signed, trust: StudyTrust, round_number: int, si
 
 def verify_relay(signed: Signed, trust: StudyTrust, receiver: str) -> RelayItem:
     """A sealed item from one roster site to another; for keys the sender must be the named maker."""
-    sender = signed.signer.rpartition("/")[2]
+    sender = signer_name(signed)
     item = verify(signed, Label.RELAY, trust.site(sender).signing_key, RelayItem)
     _need(item.manifest_digest == trust.digest, "a relayed item belongs to another study or manifest version")
     _need(item.sender == sender and item.receiver == receiver, "a relayed item is between other sites")

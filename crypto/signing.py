@@ -100,6 +100,12 @@ def parse(payload: bytes, message_type: type[M], what: str) -> M:
     return message
 
 
+def signer_name(signed: Signed) -> str:
+    """The name in the identity that a record claims for its signer. Nothing is checked: ``verify`` it with that
+    member's key."""
+    return signed.signer.rpartition("/")[2]
+
+
 def record_digest(label: Label, signed: Signed) -> Digest:
     """What other records name this one by: the digest of the signed payload."""
     return digest(label, signed.payload)

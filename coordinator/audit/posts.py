@@ -16,7 +16,7 @@ from cipherward.crypto.history import Finding, Found, RoundEvidence, VerifiedRou
 from cipherward.crypto.labels import Label
 from cipherward.crypto.quorum_records import verify_acknowledgement, verify_answer, verify_sum_check
 from cipherward.crypto.records import Closed, verify_join
-from cipherward.crypto.signing import record_digest, verify
+from cipherward.crypto.signing import record_digest, signer_name, verify
 from cipherward.errors import VerificationError
 from cipherward.proto.v1.common_pb2 import Signed
 from cipherward.proto.v1.round_pb2 import PlanRecord
@@ -67,7 +67,7 @@ class PostCheck:
             self.evidence.plan, Label.PLAN_RECORD, trust.manifest.coordinator.signing_key, PlanRecord
         )
         for counted in plan.joins:
-            site = counted.signer.rpartition("/")[2]
+            site = signer_name(counted)
             if site not in posted:
                 raise self._found("its join is in the plan record and missing from the store", site)
             if posted[site].payload != counted.payload:

@@ -12,7 +12,7 @@ from collections import Counter
 
 from cipherward.crypto.labels import Label
 from cipherward.crypto.records import agreement_needed, verify_model_report
-from cipherward.crypto.signing import record_digest
+from cipherward.crypto.signing import record_digest, signer_name
 from cipherward.crypto.suites.base import KeyLifetime
 from cipherward.errors import VerificationError
 from cipherward.proto.v1.common_pb2 import Signed
@@ -71,7 +71,7 @@ class Standing:
         # Doubles and forgeries are passed over below; a stream without end is not.
         most = REPORTS_A_SITE * len(trust.sites)
         for signed in study.client.model_reports(study.name, entry.round, most):
-            name = signed.signer.rpartition("/")[2]
+            name = signer_name(signed)
             if name not in entry.cohort:
                 continue
             try:

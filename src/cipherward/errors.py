@@ -24,6 +24,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 
+def printable(text: str) -> str:
+    """Without line breaks, terminal sequences and reversed text."""
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
+
+
 class CipherwardError(Exception):
     """Base of all errors that users see.
 
@@ -42,11 +47,8 @@ class CipherwardError(Exception):
         if self.why:
             parts.append(f"because {self.why.rstrip('.')}")
         line = ", ".join(parts)
-        line = f"{line}. {self.fix.rstrip('.')}." if self.fix else f"{line}."
-        if line.isprintable():
-            return line
-        # Parts of it may come from a peer: no line breaks, terminal sequences or reversed text in anybody's log.
-        return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in line)
+        # Parts of it may come from a peer: nobody's log or terminal is to act on them.
+        return printable(f"{line}. {self.fix.rstrip('.')}." if self.fix else f"{line}.")
 
 
 class UsageError(CipherwardError):

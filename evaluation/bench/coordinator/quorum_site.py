@@ -25,6 +25,7 @@ from cipherward.crypto.quorum_records import (
 )
 from cipherward.crypto.records import Plan
 from cipherward.crypto.sealing import SealingKey
+from cipherward.crypto.signing import signer_name
 from cipherward.crypto.suites.registry import suite
 from cipherward.crypto.suites.site_side import one_time_key_side
 from cipherward.errors import LateError, VerificationError
@@ -173,7 +174,7 @@ class QuorumRound:
         while True:
             checks = {}
             for signed in await self._site.fetch("GetSumChecks", request):
-                name = signed.signer.rpartition("/")[2]
+                name = signer_name(signed)
                 checks[name] = verify_sum_check(signed, trust, plan, close, count, name)
             if not coverage(checks, trust.manifest.colluders, count).missing:
                 return

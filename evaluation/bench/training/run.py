@@ -32,7 +32,6 @@ _SECONDS = 6.0
 """For the turns of one model."""
 _FEWEST = 5
 _MOST = 200
-_MOST_THREADS = 8
 ALL = tuple(model.name for model in MODELS)
 
 Step = Callable[[], None]

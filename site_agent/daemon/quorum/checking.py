@@ -19,6 +19,7 @@ from cipherward.crypto.quorum_records import (
     verify_sum_check,
 )
 from cipherward.crypto.records import Closed
+from cipherward.crypto.signing import signer_name
 from cipherward.crypto.suites.registry import suite
 from cipherward.errors import FormatError, LimitError, UnavailableError, VerificationError
 from cipherward.proto.v1.round_pb2 import SumCheck
@@ -172,7 +173,7 @@ class Checking:
         study, trust = self._study, self._study.trust(round_number)
         checks: dict[str, SumCheck] = {}
         for signed in study.client.sum_checks(study.name, round_number, len(closed.plan.members)):
-            name = signed.signer.rpartition("/")[2]
+            name = signer_name(signed)
             try:
                 checks[name] = verify_sum_check(signed, trust, closed.plan, closed.digest, count, name)
             except VerificationError as error:

@@ -10,12 +10,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
-from cipherward.cli.terminal import printable
 from cipherward.coordinator.audit.verify import Progress as Report
 from cipherward.crypto.audit import StudyAudit
 from cipherward.crypto.inclusion import Proven
 from cipherward.crypto.pki.anchor import Anchor
 from cipherward.crypto.pki.fingerprint import show
+from cipherward.errors import printable
 
 
 @contextmanager

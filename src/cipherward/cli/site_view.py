@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cipherward.cli.terminal import console as new_console
-from cipherward.cli.terminal import printable
+from cipherward.errors import printable
 
 
 def _table(console: Console, title: str, columns: list[str], rows: list[list[object]]) -> None:

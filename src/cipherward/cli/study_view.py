@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cipherward.cli.terminal import printable
+from cipherward.errors import printable
 from cipherward.proto.v1.coordinator_pb2 import Phase, RoundStatus, StudyState, StudyStatus
 from cipherward.wire_names import wire_name
 

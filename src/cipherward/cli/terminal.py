@@ -1,4 +1,5 @@
-"""Text for people. Parts of it come from others: the coordinator's reasons, peers' names, an operator's words."""
+"""Where the command line prints for people. Parts of a text come from others: the coordinator's reasons, peers' names,
+an operator's words. ``errors.printable`` makes those harmless."""
 
 from __future__ import annotations
 
@@ -11,8 +12,3 @@ def console() -> Console:
     if found.is_terminal:
         return found
     return Console(highlight=False, markup=False, emoji=False, width=120)
-
-
-def printable(text: str) -> str:
-    """Without line breaks, terminal sequences and reversed text."""
-    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
