@@ -70,6 +70,12 @@ class Processes:
                 )
             time.sleep(0.05)
 
+    def address_of(self, coordinator: Path, seconds: float) -> str:
+        """Where the coordinator of that folder serves, once it does; raises as ``wait_until``."""
+        file = coordinator / "address"
+        self.wait_until(file.exists, "the coordinator's start", seconds)
+        return file.read_text().strip()
+
     def kill(self, name: str) -> None:
         """SIGKILL, as a power cut would; it is not missed by ``check`` afterwards."""
         process = self._running.pop(name)

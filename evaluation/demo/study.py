@@ -61,8 +61,7 @@ class RunningStudy:
         address_file.unlink(missing_ok=True)
         folder = str(self._consortium.coordinator)
         self._processes.start("coordinator", "coordinator", "run", "--dir", folder, "--listen", listen)
-        self._processes.wait_until(address_file.exists, "the coordinator's start", _START_SECONDS)
-        self.address = address_file.read_text().strip()
+        self.address = self._processes.address_of(self._consortium.coordinator, _START_SECONDS)
 
     def start_site(self, name: str, trainer_socket: Path | None = None) -> None:
         """Start one agent; it ends by itself when the study has ended."""

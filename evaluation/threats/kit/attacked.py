@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -83,9 +82,7 @@ class Attacked:
         """All processes; there is no study yet."""
         self._run("coordinator", "--listen", "127.0.0.1:0")
         self._trainer.start()
-        file = self.consortium.coordinator / "address"
-        self.processes.wait_until(file.exists, "the coordinator's start", 120)
-        self.address = file.read_text().strip()
+        self.address = self.processes.address_of(self.consortium.coordinator, 120)
         for name in self.names:
             self.start_site(name)
 
@@ -125,12 +122,7 @@ class Attacked:
 
     def wait(self, until: Callable[[], bool], what: str, seconds: float = 240.0) -> None:
         """Until it is so; UnavailableError if a process fails or the time is up."""
-        deadline = time.monotonic() + seconds
-        while not until():
-            self.processes.check()
-            if time.monotonic() > deadline:
-                raise UnavailableError(f"{what} did not happen within {seconds:.0f} s")
-            time.sleep(0.1)
+        self.processes.wait_until(until, what, seconds)
 
     # What an agent keeps
 

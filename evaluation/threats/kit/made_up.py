@@ -4,12 +4,10 @@ wants. Nothing is checked here that an attacker would not check."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import grpc
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,9 +24,10 @@ from cipherward.crypto.suites.payload import Layout
 from cipherward.crypto.suites.registry import suite
 from cipherward.crypto.suites.site_side import one_time_key_side, site_side
 from cipherward.errors import UnavailableError
+from cipherward.evaluation.threats.kit.caller import CALL_SECONDS, Caller
+from cipherward.evaluation.threats.kit.parties import tree
 from cipherward.proto.v1 import coordinator_pb2 as pb
 from cipherward.proto.v1.common_pb2 import Signed
-from cipherward.proto.v1.coordinator_pb2_grpc import CoordinatorStub
 from cipherward.proto.v1.round_pb2 import (
     Acknowledgement,
     Answer,
@@ -42,54 +41,6 @@ from cipherward.proto.v1.round_pb2 import (
 )
 from cipherward.site_agent.client.errors import translated
 from cipherward.site_agent.training.metrics import METRICS
-
-CALL_SECONDS = 30.0
-OPTIONS = (
-    ("grpc.max_receive_message_length", 16 * 2**20),
-    ("grpc.max_send_message_length", 64 * 2**20),
-    ("grpc.use_local_subchannel_pool", 1),
-)
-
-
-def tree(pieces: Iterable[bytes]) -> bytes:
-    """The Merkle root."""
-    return merkle.root([merkle.leaf_hash(piece) for piece in pieces])
-
-
-@contextmanager
-def not_limited() -> Iterator[None]:
-    """A refusal because calls come too often says nothing about the attack: RuntimeError, the row's error."""
-    try:
-        yield
-    except UnavailableError as error:
-        if "too often" in error.what:
-            raise RuntimeError(f"the attack ran into a limit of calls: {error}") from error
-        raise
-
-
-class Caller:
-    """Somebody with a channel to a coordinator."""
-
-    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None) -> None:
-        if credentials is None:
-            self.channel = grpc.insecure_channel(address, options=list(OPTIONS))
-        else:
-            self.channel = grpc.secure_channel(address, credentials, options=list(OPTIONS))
-        self.stub: Any = CoordinatorStub(self.channel)
-
-    def call(self, rpc: str, request: Any, seconds: float = CALL_SECONDS) -> Any:
-        """A call with one reply; raises our errors. ``request``: a message, or an iterable that is streamed."""
-        with not_limited(), translated():
-            return getattr(self.stub, rpc)(request, timeout=seconds)
-
-    def fetch(self, rpc: str, request: Any) -> list[Any]:
-        """All replies of a call."""
-        with not_limited(), translated():
-            return list(getattr(self.stub, rpc)(request, timeout=CALL_SECONDS))
-
-    def close(self) -> None:
-        """Hang up."""
-        self.channel.close()
 
 
 @dataclass(eq=False)

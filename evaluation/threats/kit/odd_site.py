@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from cipherward.cli.app import main
+from cipherward.evaluation.threats.kit.changes import patch
 from cipherward.proto.v1.round_pb2 import ModelReport
 from cipherward.site_agent.daemon import release
 from cipherward.site_agent.daemon.resync import Resync
@@ -20,17 +21,12 @@ def lying() -> None:
     def report(**fields: Any) -> ModelReport:
         return ModelReport(**{**fields, "model_digest": bytes(byte ^ 1 for byte in fields["model_digest"])})
 
-    _patch(release, "ModelReport", report)
+    patch(release, "ModelReport", report)
 
 
 def stubborn() -> None:
     """Keeps the model it has, whatever the others report: resynchronisation is taken out."""
-    _patch(Resync, "ensure_model", lambda *_, **__: None)
-
-
-def _patch(owner: Any, name: str, value: Any) -> None:
-    getattr(owner, name)  # what was renamed must not be missed in silence
-    setattr(owner, name, value)
+    patch(Resync, "ensure_model", lambda *_, **__: None)
 
 
 ODDITIES = {"lying": lying, "stubborn": stubborn}

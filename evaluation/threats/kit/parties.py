@@ -61,6 +61,18 @@ def prove(pieces: Sequence[bytes], index: int) -> list[Digest]:
     return merkle.prove(leaves(pieces), index)
 
 
+def contribution(signed: Signed) -> rp.Contribution:
+    """What a close record says of the update that this commit is for."""
+    commit = rp.Commit.FromString(signed.payload)
+    return rp.Contribution(
+        site=commit.site,
+        attempt=commit.attempt,
+        ciphertext_root=commit.ciphertext_root,
+        share_root=commit.share_root,
+        commit=signed,
+    )
+
+
 @cache
 def _signing_key(name: str) -> SigningKey:
     return SigningKey.generate()
@@ -277,7 +289,7 @@ class Round:
                 manifest_digest=self.parties.trust.digest,
                 plan_digest=self.plan.digest,
                 round=self.number,
-                contributions=[self._contribution(name) for name in who],
+                contributions=[contribution(self.uploads[name].commit) for name in who],
                 sum_root=tree(total),
                 sum_chunk_count=len(total),
                 previous_transcript=self.transcript,
@@ -286,17 +298,6 @@ class Round:
             verify_close(signed, self.parties.trust, self.plan, self.transcript)
             self._closes[who] = record_digest(Label.CLOSE_RECORD, signed)
         return self._closes[who]
-
-    def _contribution(self, name: str) -> rp.Contribution:
-        upload = self.uploads[name]
-        commit = rp.Commit.FromString(upload.commit.payload)
-        return rp.Contribution(
-            site=name,
-            attempt=commit.attempt,
-            ciphertext_root=commit.ciphertext_root,
-            share_root=commit.share_root,
-            commit=upload.commit,
-        )
 
     def answering(self, name: str, close: bytes) -> Answering:
         """The context of that member's answer."""

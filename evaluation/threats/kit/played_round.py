@@ -21,7 +21,7 @@ from cipherward.crypto.records import Plan, verify_plan
 from cipherward.crypto.signing import record_digest
 from cipherward.crypto.transcript import model_digest
 from cipherward.evaluation.threats.kit.hospital import PARAMETERS, STUDY, Hospitals, PlayedCoordinator
-from cipherward.evaluation.threats.kit.parties import SITE, SUITE, prove, tree
+from cipherward.evaluation.threats.kit.parties import SITE, SUITE, contribution, prove, tree
 from cipherward.proto.v1 import coordinator_pb2 as cp
 from cipherward.proto.v1 import round_pb2 as rp
 from cipherward.proto.v1.common_pb2 import Signed
@@ -234,24 +234,11 @@ class PlayedRound:
     def close_of(self, plan: Plan, who: Sequence[str]) -> Signed:
         """A close record over these."""
         total = self.total(plan, who)
-        contributions = []
-        for name in who:
-            signed = self.links[name].committed[plan.digest]
-            commit = rp.Commit.FromString(signed.payload)
-            contributions.append(
-                rp.Contribution(
-                    site=name,
-                    attempt=commit.attempt,
-                    ciphertext_root=commit.ciphertext_root,
-                    share_root=commit.share_root,
-                    commit=signed,
-                )
-            )
         record = rp.CloseRecord(
             manifest_digest=self.trust.digest,
             plan_digest=plan.digest,
             round=ROUND,
-            contributions=contributions,
+            contributions=[contribution(self.links[name].committed[plan.digest]) for name in who],
             sum_root=tree(total),
             sum_chunk_count=len(total),
             previous_transcript=rp.RoundRecord.FromString(self._opening.payload).previous_transcript,

@@ -129,16 +129,14 @@ class Service:
 
     def start(self) -> None:
         """Start the coordinator and wait until it serves."""
-        file = self.consortium.coordinator / "address"
-        file.unlink(missing_ok=True)
+        (self.consortium.coordinator / "address").unlink(missing_ok=True)
         folder = str(self.consortium.coordinator)
         process = self.processes.start(
             "coordinator", ",".join(self.changes), "coordinator", "run", "--dir", folder, "--listen",
             self.address or "127.0.0.1:0",
         )  # fmt: skip
         self.pid = process.pid
-        self.processes.wait_until(file.exists, "the coordinator's start", START_SECONDS)
-        self.address = file.read_text().strip()
+        self.address = self.processes.address_of(self.consortium.coordinator, START_SECONDS)
 
     def restart(self, *changes: str) -> None:
         """The same folder and address, with other changes."""

@@ -22,7 +22,7 @@ from cipherward.crypto.sealing import SealingKey
 from cipherward.crypto.signing import verify
 from cipherward.errors import CipherwardError
 from cipherward.evaluation.threats.bypass import replaced
-from cipherward.evaluation.threats.kit.parties import HUB, SITE, Parties, Round, vectors
+from cipherward.evaluation.threats.kit.parties import HUB, SITE, Parties, Round, contribution, vectors
 from cipherward.evaluation.threats.kit.service import Consortium, study_file
 from cipherward.evaluation.threats.row import Case, Context, Result, Row
 from cipherward.ids import Role
@@ -339,7 +339,7 @@ def _small(parties: Parties, seed: int) -> list[Case]:
             manifest_digest=parties.trust.digest,
             plan_digest=played.plan.digest,
             round=1,
-            contributions=[played._contribution(name) for name in who],
+            contributions=[contribution(played.uploads[name].commit) for name in who],
             sum_root=bytes(32),
             sum_chunk_count=2,
             previous_transcript=played.transcript,

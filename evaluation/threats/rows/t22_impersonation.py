@@ -15,7 +15,8 @@ from cipherward.crypto.pki.member_files import TLS_CERTIFICATE
 from cipherward.crypto.pki.store import Member
 from cipherward.crypto.records import StudyTrust
 from cipherward.errors import CipherwardError
-from cipherward.evaluation.threats.kit.made_up import Caller, MadeUpSite
+from cipherward.evaluation.threats.kit.caller import Caller
+from cipherward.evaluation.threats.kit.made_up import MadeUpSite
 from cipherward.evaluation.threats.kit.service import STUDY, Service, study_file
 from cipherward.evaluation.threats.row import Case, Context, Result, Row
 from cipherward.ids import Role

@@ -18,7 +18,7 @@ from cipherward.crypto.manifest_rules import colluders_withstood, least_threshol
 from cipherward.crypto.pki.site_keys import load_sealing_key
 from cipherward.crypto.signing import record_digest
 from cipherward.crypto.suites.payload import Layout, build
-from cipherward.evaluation.threats.kit.parties import SUITE, prove, tree
+from cipherward.evaluation.threats.kit.parties import SUITE, contribution, prove, tree
 from cipherward.ids import Role
 from cipherward.proto.v1 import coordinator_pb2 as cp
 from cipherward.proto.v1 import round_pb2 as rp
@@ -322,24 +322,11 @@ class Hospitals(base.World):
     def close_record(self, number, who, summed=None, transcript=None):
         """The signed close record over ``who``; nothing is published."""
         summed = self.total(number, who) if summed is None else summed
-        contributions = []
-        for name in who:
-            signed, _, _ = self.hub.links[name].committed(number)
-            commit = rp.Commit.FromString(signed.payload)
-            contributions.append(
-                rp.Contribution(
-                    site=name,
-                    attempt=commit.attempt,
-                    ciphertext_root=commit.ciphertext_root,
-                    share_root=commit.share_root,
-                    commit=signed,
-                )
-            )
         record = rp.CloseRecord(
             manifest_digest=self.trust.digest,
             plan_digest=self.digest_of(number, cp.RECORD_KIND_PLAN, Label.PLAN_RECORD),
             round=number,
-            contributions=contributions,
+            contributions=[contribution(self.hub.links[name].committed(number)[0]) for name in who],
             sum_root=tree(summed),
             sum_chunk_count=len(summed),
             previous_transcript=transcript or self.agents[who[0]].study.row().transcript,
