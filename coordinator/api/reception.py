@@ -50,6 +50,8 @@ class Reception:
         for task in (self._pump, self._stopping):
             task.cancel()
         await asyncio.gather(self._pump, self._stopping, return_exceptions=True)
+        for stage in (self._chunks, self._shares):
+            stage.drop(stage.cut())
 
     async def run(self, most: int, seconds: float, contended: Callable[[], bool]) -> bool:
         """Store whenever ``most`` bytes have come, to the end of the upload: then True.
@@ -104,7 +106,7 @@ class Reception:
                 shares.require_begin(chunks)
                 self._stage = shares
             self._stage.take(message)
-            if chunks.waiting + shares.waiting >= self._most:
+            if self._stage.waiting >= self._most:
                 self._room.clear()
                 self._news.set()
                 await self._room.wait()
@@ -116,15 +118,19 @@ class Reception:
 
     async def _write_and_record(self) -> None:
         async with self._storing:
-            parts = [(stage, stage.cut()) for stage in (self._chunks, self._shares) if stage.waiting]
+            runs = [
+                (stage, run) for stage in (self._chunks, self._shares) if (run := stage.cut()) is not None
+            ]
             if self._most:
                 self._room.set()
-            if not parts:
+            if not runs:
                 return
 
             def write() -> list[tuple[Stage, Segment]]:
-                written = [(stage, stage.write(part)) for stage, part in parts]
-                return [(stage, segment) for stage, segment in written if segment is not None]
+                try:
+                    return [(stage, stage.write(run)) for stage, run in runs]
+                finally:
+                    for stage, run in runs:
+                        stage.drop(run)
 
-            segments = await asyncio.to_thread(write)
-            await self._record(segments)
+            await self._record(await asyncio.to_thread(write))

@@ -16,6 +16,7 @@ from cipherward.clock import Clock, SystemClock
 from cipherward.coordinator.aggregation.local import LocalEngine
 from cipherward.coordinator.api.dispatch import Dispatcher
 from cipherward.coordinator.api.health import Health
+from cipherward.coordinator.api.inspection import Inspection
 from cipherward.coordinator.api.limits import Limits
 from cipherward.coordinator.api.service import implementation, new_server
 from cipherward.coordinator.blobs.blobs import Blobs
@@ -87,6 +88,7 @@ class Service:
             writer = Writer(store)
             loop = asyncio.get_running_loop()
             store.when_lost(lambda: loop.call_soon_threadsafe(stop.set))
+            inspection = Inspection()
             try:
                 blobs = Blobs(self._settings.blobs or blobs_url(folder))
                 studies = Studies(member, store, blobs, writer, self._clock, self._settings.keep_rounds)
@@ -101,10 +103,12 @@ class Service:
                     Presence(self._clock),
                     Traffic(writer),
                     self._metrics,
+                    inspection,
                 )
                 await self._serve(core, Sums(studies, store, writer, LocalEngine(blobs)), ready, stop)
                 store.require_own()
             finally:
+                await asyncio.to_thread(inspection.close)
                 await asyncio.to_thread(writer.close)
         finally:
             lock.release()

@@ -82,6 +82,10 @@ class ChunkSet:
 
 # Made once: an upload asks and adds a few times, and making a statement takes longer than running it.
 _COUNT = select(func.coalesce(func.sum(segments.c.count), 0)).where(segments.c.chunk_set == bindparam("name"))
+_COUNTS = select(segments.c.chunk_set, func.sum(segments.c.count).label("stored")).group_by(
+    segments.c.chunk_set
+)
+_COUNTS_IN_RANGE = _COUNTS.where(segments.c.chunk_set.between(bindparam("prefix"), bindparam("last")))
 _ADD = segments.insert()
 
 
@@ -125,14 +129,19 @@ class ChunkTable:
         }
         self._connection.execute(_ADD, row)
 
-    def names(self, prefix: str) -> list[str]:
-        """Chunk sets whose name begins so."""
-        named = select(segments.c.chunk_set).where(segments.c.chunk_set.startswith(prefix, autoescape=True))
+    def counts(self, prefix: str) -> dict[str, int]:
+        """Chunks stored, of each chunk set whose name begins so."""
         if self._connection.dialect.name == "sqlite":
             # Where text is compared by its bytes, a range finds them by the index: with many rounds kept, and a
             # look at each upload, reading all names would cost seconds a round.
-            named = named.where(segments.c.chunk_set.between(prefix, f"{prefix}\U0010ffff"))
-        return list(self._connection.execute(named.distinct()).scalars())
+            named, values = _COUNTS_IN_RANGE, {"prefix": prefix, "last": f"{prefix}\U0010ffff"}
+        else:
+            named, values = _COUNTS.where(segments.c.chunk_set.startswith(prefix, autoescape=True)), {}
+        return {row.chunk_set: int(row.stored) for row in self._connection.execute(named, values)}
+
+    def names(self, prefix: str) -> list[str]:
+        """Chunk sets whose name begins so."""
+        return list(self.counts(prefix))
 
     def drop(self, name: str) -> list[str]:
         """Forget a chunk set; returns its blobs, to be deleted after the transaction."""

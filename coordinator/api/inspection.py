@@ -1,0 +1,84 @@
+"""What was uploaded is hashed and checked by a process of its own, before it is written. In the coordinator's own all
+calls would wait for it: in the event loop because it takes up to 2 ms a message, in a thread because the interpreter's
+lock changes hands around every hash."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+
+from cipherward.coordinator.api.admission import FAST_PLACES, SLOW_PLACES
+from cipherward.coordinator.api.policy import UPLOAD_MESSAGE
+from cipherward.coordinator.blobs.buffers import Buffer, Buffers
+from cipherward.coordinator.blobs.writer import SEGMENT_BYTES
+from cipherward.crypto.suites.base import SuiteParams
+from cipherward.crypto.suites.registry import package
+from cipherward.ids import DIGEST_BYTES
+from cipherward.isolated import IsolatedWorker
+
+WORKER = "cipherward.coordinator.api.inspection_worker"
+MEMORY = struct.Struct(">IQ")
+"""File descriptor, bytes."""
+RUN = struct.Struct(">QIQII")
+"""Where it begins in the memory, index of the first, length of the update's vector, how many, bytes of the set's name.
+Behind it: the name, their sizes (u32 each), and of chunks the digests that were sent with them."""
+_BUFFERS_PER_UPLOAD = 4
+"""Of chunks and of shares, one that is filled and one that is stored."""
+_MEMORY_BYTES = 128 * 2**20
+_TIMEOUT = 30.0
+
+
+def named(params: SuiteParams, sites: int) -> bytes:
+    """The parameters of a roster of so many, as the other process finds them again."""
+    return json.dumps([package(params.suite), params.name, params.bound, sites]).encode()
+
+
+class Inspection:
+    """Threads may share it, and take turns. The process is started by the first upload."""
+
+    def __init__(self) -> None:
+        uploads = FAST_PLACES + SLOW_PLACES
+        self.buffers = Buffers(SEGMENT_BYTES + UPLOAD_MESSAGE, _BUFFERS_PER_UPLOAD * uploads)
+        self._worker = IsolatedWorker(
+            WORKER,
+            memory_bytes=self.buffers.bytes + _MEMORY_BYTES,
+            timeout=_TIMEOUT,
+            opening=[("memory", MEMORY.pack(self.buffers.fd, self.buffers.bytes))],
+            shared=(self.buffers.fd,),
+        )
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process; None if there is none now."""
+        return self._worker.pid
+
+    def chunks(
+        self,
+        buffer: Buffer,
+        first: int,
+        sizes: Sequence[int],
+        claimed: Sequence[bytes],
+        params: bytes,
+        length: int,
+    ) -> None:
+        """Chunks ``first`` ... of an update, which fill the buffer: each has the digest ``claimed`` and the structure
+        that ``params`` (see ``named``) give it.
+
+        Raises FormatError for the first that is wrong, UnavailableError if the process failed.
+        """
+        head = RUN.pack(buffer.offset, first, length, len(sizes), len(params))
+        body = b"".join((head, params, struct.pack(f">{len(sizes)}I", *sizes), *claimed))
+        self._worker.request("chunks", body, doing=f"checking chunk {first} and those behind it")
+
+    def leaves(self, buffer: Buffer, sizes: Sequence[int]) -> list[bytes]:
+        """Leaf hashes of what fills the buffer; UnavailableError if the process failed."""
+        head = RUN.pack(buffer.offset, 0, 0, len(sizes), 0)
+        body = head + struct.pack(f">{len(sizes)}I", *sizes)
+        found = self._worker.request("leaves", body, doing="hashing shares")
+        return [found[at : at + DIGEST_BYTES] for at in range(0, len(found), DIGEST_BYTES)]
+
+    def close(self) -> None:
+        """Stop the process."""
+        self._worker.close()
+        self.buffers.close()
