@@ -7,6 +7,9 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
 
 from cipherward.coordinator.api.admission import FAST_PLACES, SLOW_PLACES
 from cipherward.coordinator.api.policy import UPLOAD_MESSAGE
@@ -14,9 +17,11 @@ from cipherward.coordinator.blobs.buffers import Buffer, Buffers
 from cipherward.coordinator.blobs.writer import SEGMENT_BYTES
 from cipherward.crypto.suites.base import SuiteParams
 from cipherward.crypto.suites.registry import package
+from cipherward.errors import UnavailableError
 from cipherward.ids import DIGEST_BYTES
 from cipherward.isolated import IsolatedWorker
 
+log = structlog.get_logger()
 WORKER = "cipherward.coordinator.api.inspection_worker"
 MEMORY = struct.Struct(">IQ")
 """File descriptor, bytes."""
@@ -27,6 +32,8 @@ _BUFFERS_PER_UPLOAD = 4
 """Of chunks and of shares, one that is filled and one that is stored."""
 _MEMORY_BYTES = 128 * 2**20
 _TIMEOUT = 30.0
+_REPLY_BYTES = 2**20
+_THREADS = 4
 
 
 def named(params: SuiteParams, sites: int) -> bytes:
@@ -35,16 +42,23 @@ def named(params: SuiteParams, sites: int) -> bytes:
 
 
 class Inspection:
-    """Threads may share it, and take turns. The process is started by the first upload."""
+    """Its callers are threads of its own pool: whatever becomes of the process, nobody else waits for it. It is started
+    by the first upload."""
 
     def __init__(self) -> None:
+        """Raises EnvironmentProblem."""
         uploads = FAST_PLACES + SLOW_PLACES
-        self.buffers = Buffers(SEGMENT_BYTES + UPLOAD_MESSAGE, _BUFFERS_PER_UPLOAD * uploads)
+        self.buffers = Buffers(
+            SEGMENT_BYTES + UPLOAD_MESSAGE, _BUFFERS_PER_UPLOAD * uploads, kept=2 * FAST_PLACES
+        )
+        self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="uploads")
+        """Where uploads are checked and written."""
         self._worker = IsolatedWorker(
             WORKER,
             memory_bytes=self.buffers.bytes + _MEMORY_BYTES,
             timeout=_TIMEOUT,
             opening=[("memory", MEMORY.pack(self.buffers.fd, self.buffers.bytes))],
+            reply_limit=_REPLY_BYTES,
             shared=(self.buffers.fd,),
         )
 
@@ -69,16 +83,28 @@ class Inspection:
         """
         head = RUN.pack(buffer.offset, first, length, len(sizes), len(params))
         body = b"".join((head, params, struct.pack(f">{len(sizes)}I", *sizes), *claimed))
-        self._worker.request("chunks", body, doing=f"checking chunk {first} and those behind it")
+        self._request("chunks", body, f"checking chunk {first} and those behind it")
 
     def leaves(self, buffer: Buffer, sizes: Sequence[int]) -> list[bytes]:
         """Leaf hashes of what fills the buffer; UnavailableError if the process failed."""
         head = RUN.pack(buffer.offset, 0, 0, len(sizes), 0)
-        body = head + struct.pack(f">{len(sizes)}I", *sizes)
-        found = self._worker.request("leaves", body, doing="hashing shares")
+        found = self._request("leaves", head + struct.pack(f">{len(sizes)}I", *sizes), "hashing shares")
+        if len(found) != DIGEST_BYTES * len(sizes):
+            raise UnavailableError(
+                "a worker process failed while hashing shares", why="its reply is incomplete"
+            )
         return [found[at : at + DIGEST_BYTES] for at in range(0, len(found), DIGEST_BYTES)]
 
+    def _request(self, operation: str, body: bytes, doing: str) -> bytes:
+        try:
+            return self._worker.request(operation, body, doing=doing)
+        except UnavailableError as error:
+            log.error("upload checker lost", reason=str(error))
+            raise
+
     def close(self) -> None:
-        """Stop the process."""
+        """Stop the process, and wait for the threads."""
         self._worker.close()
+        self.threads.shutdown(cancel_futures=True)
+        self._worker.close()  # one that waited may have started it again
         self.buffers.close()

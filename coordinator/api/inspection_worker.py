@@ -1,5 +1,5 @@
 """The process that checks what was uploaded, run by ``inspection.Inspection``. It sees the memory that uploads are
-gathered in, and cannot write there.
+gathered in, for reading only.
 
 Operations: ``memory`` (which), ``chunks`` (a run of them; replies nothing), ``leaves`` (a run of anything; replies the
 leaf hashes). See ``inspection.RUN``.

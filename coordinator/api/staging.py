@@ -7,6 +7,7 @@ and checks what came, run by run, before it is written.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cipherward.coordinator.api.inspection import Inspection, named
@@ -56,8 +57,9 @@ class Stage(ABC):
         """Accept the next message: its place and size. Raises FormatError or ProtocolError."""
 
     @abstractmethod
-    def _check(self, run: Run) -> list[bytes]:
-        """The leaf hashes, once these and the structure are found right. Raises FormatError, UnavailableError."""
+    def check(self, run: Run) -> list[bytes]:
+        """The leaf hashes of what was cut, once these and the structure are found right. Blocks, and may run beside
+        ``take`` in another thread, as ``write`` may. Raises FormatError, UnavailableError."""
 
     def _accept(self, data: bytes) -> Run:
         run = self._run
@@ -77,16 +79,12 @@ class Stage(ABC):
             )
 
     def cut(self) -> Run | None:
-        """What was taken and not yet written; it is for ``write``, and then for ``drop``, from here on."""
+        """What was taken and not yet written; from here on it is for ``check``, ``write`` and then ``drop``."""
         run, self._run, self.waiting = self._run, None, 0
         return run
 
-    def write(self, run: Run) -> Segment:
-        """Make durable what was cut, once it is found right. Blocks, and may run beside ``take`` in another thread.
-
-        Raises FormatError, UnavailableError, EnvironmentProblem.
-        """
-        leaves = self._check(run)
+    def write(self, run: Run, leaves: Sequence[bytes]) -> Segment:
+        """Make durable what was found right; raises EnvironmentProblem."""
         blob = self._blobs.put(run.buffer.content)
         return Segment(run.first, blob, tuple(run.sizes), tuple(leaves))
 
@@ -122,7 +120,8 @@ class ChunkStage(Stage):
             )
         self._accept(data).claimed.append(claimed)
 
-    def _check(self, run: Run) -> list[bytes]:
+    def check(self, run: Run) -> list[bytes]:
+        """The digests that were sent with them, each found right."""
         self._inspection.chunks(run.buffer, run.first, run.sizes, run.claimed, self._params, self._length)
         return run.claimed
 
@@ -158,5 +157,6 @@ class ShareStage(Stage):
             )
         self._accept(sealed)
 
-    def _check(self, run: Run) -> list[bytes]:
+    def check(self, run: Run) -> list[bytes]:
+        """Nothing but their hashes."""
         return self._inspection.leaves(run.buffer, run.sizes)

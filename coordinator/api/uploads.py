@@ -170,7 +170,9 @@ class Uploads:
             bill()
 
         try:
-            async with Reception(messages, chunks, shares, record, stop) as reception:
+            async with Reception(
+                messages, chunks, shares, record, stop, core.inspection.threads
+            ) as reception:
                 await self._admission.through(reception.run)
         finally:
             bill()

@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,27 +89,26 @@ class Service:
             writer = Writer(store)
             loop = asyncio.get_running_loop()
             store.when_lost(lambda: loop.call_soon_threadsafe(stop.set))
-            inspection = Inspection()
             try:
-                blobs = Blobs(self._settings.blobs or blobs_url(folder))
-                studies = Studies(member, store, blobs, writer, self._clock, self._settings.keep_rounds)
-                studies.on_change.append(self._metrics.moved)
-                core = Core(
-                    member,
-                    self._clock,
-                    blobs,
-                    writer,
-                    studies,
-                    Watching(studies, self._clock),
-                    Presence(self._clock),
-                    Traffic(writer),
-                    self._metrics,
-                    inspection,
-                )
-                await self._serve(core, Sums(studies, store, writer, LocalEngine(blobs)), ready, stop)
-                store.require_own()
+                with closing(Inspection()) as inspection:
+                    blobs = Blobs(self._settings.blobs or blobs_url(folder))
+                    studies = Studies(member, store, blobs, writer, self._clock, self._settings.keep_rounds)
+                    studies.on_change.append(self._metrics.moved)
+                    core = Core(
+                        member,
+                        self._clock,
+                        blobs,
+                        writer,
+                        studies,
+                        Watching(studies, self._clock),
+                        Presence(self._clock),
+                        Traffic(writer),
+                        self._metrics,
+                        inspection,
+                    )
+                    await self._serve(core, Sums(studies, store, writer, LocalEngine(blobs)), ready, stop)
+                    store.require_own()
             finally:
-                await asyncio.to_thread(inspection.close)
                 await asyncio.to_thread(writer.close)
         finally:
             lock.release()

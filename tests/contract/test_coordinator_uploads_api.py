@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,11 @@ async def test_no_bit_that_flips_on_the_way_is_taken(world: Any, updates: Any) -
 def _inspectors() -> list[int]:
     """The processes that check uploads, of a coordinator in this process."""
     name, found = b"cipherward.coordinator.api.inspection_worker", []
-    for task in Path("/proc/self/task").iterdir():
-        for child in (task / "children").read_text().split():
-            if name in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0"):
-                found.append(int(child))
+    for children in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):  # a thread or process that has ended
+            for child in children.read_text().split():
+                if name in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0"):
+                    found.append(int(child))
     return found
 
 
@@ -103,8 +105,7 @@ async def test_the_process_that_checks_uploads_may_die(world: Any, updates: Any)
         os.kill(inspector, signal.SIGKILL)
         async with world.refused(UnavailableError, "worker process failed"):
             await upload
-        stored = (await bert.stub.GetUploadState(await bert.header(1))).chunks_stored
-        assert stored == 0
+        assert (await bert.stub.GetUploadState(await bert.header(1))).chunks_stored == 0
         assert await bert.upload(1, chunks) == len(chunks)
         [successor] = _inspectors()
         assert successor != inspector

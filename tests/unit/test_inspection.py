@@ -6,6 +6,7 @@ import fcntl
 import os
 import signal
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,38 +105,53 @@ def test_killed_it_is_an_outage_and_starts_again(
     inspect(inspection, buffer, params, chunks_of(params), 0)
     pid = inspection.pid
     assert pid is not None
-    os.kill(pid, signal.SIGSTOP)  # so that it is there when the request begins
-    os.kill(pid, signal.SIGKILL)
+    os.kill(pid, signal.SIGSTOP)  # it is still there when the request begins
+    threading.Timer(0.5, os.kill, (pid, signal.SIGKILL)).start()
     with pytest.raises(UnavailableError):
-        while True:  # the kernel takes its time
-            inspection.leaves(buffer, [1])
-            assert inspection.pid == pid
+        inspection.leaves(buffer, [1])
     assert inspection.leaves(buffer, [1]) == [leaf_hash(buffer.content[:1])]
 
 
-def test_the_other_process_cannot_write(inspection: Inspection) -> None:
+def test_a_reply_that_is_too_short_is_no_answer(
+    inspection: Inspection, buffer: Buffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspection._worker, "request", lambda *_, doing: bytes(32))
+    buffer.add(bytes(3))
+    with pytest.raises(UnavailableError):
+        inspection.leaves(buffer, [1, 1, 1])
+
+
+def test_the_other_process_gets_it_for_reading_only(inspection: Inspection) -> None:
     assert fcntl.fcntl(inspection.buffers.fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
     with pytest.raises(OSError):
         os.pwrite(inspection.buffers.fd, b"x", 0)
 
 
+def pages(buffers: Buffers) -> int:
+    """Bytes that the system has set aside for it."""
+    return os.fstat(buffers.fd).st_blocks * 512
+
+
 def test_buffers_hold_what_fits_and_their_memory_goes_back() -> None:
-    buffers = Buffers(5000, 2)
-    first, second = buffers.take(), buffers.take()
+    buffers = Buffers(5000, 3, kept=1)
+    taken = [buffers.take() for _ in range(3)]
     with pytest.raises(UnavailableError):
         buffers.take()
-    for one in (first, second):
+    for one in taken:
         one.add(bytes([7]) * 8000)
         with pytest.raises(ValueError):
             one.add(bytes(200))
         assert bytes(one.content) == bytes([7]) * 8000
-    assert os.fstat(buffers.fd).st_blocks
-    buffers.give_back(first)
-    assert os.fstat(buffers.fd).st_blocks, "the other one is in use"
-    assert bytes(second.content) == bytes([7]) * 8000
-    assert not buffers.take().used
-    buffers.give_back(first)
-    buffers.give_back(second)
-    assert not os.fstat(buffers.fd).st_blocks
+    assert pages(buffers) == 3 * 8192
+    buffers.give_back(taken[0])
+    assert pages(buffers) == 3 * 8192, "one is kept"
+    buffers.give_back(taken[1])
+    assert pages(buffers) == 2 * 8192
+    assert bytes(taken[2].content) == bytes([7]) * 8000
+    again = [buffers.take(), buffers.take()]
+    assert not any(one.used for one in again)
+    for one in (*again, taken[2]):
+        buffers.give_back(one)
+    assert pages(buffers) == 0
     buffers.close()
     assert not Path(f"/proc/self/fd/{buffers.fd}").exists()

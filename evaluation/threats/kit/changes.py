@@ -138,7 +138,7 @@ def no_upload_checks(_: str) -> None:
     patch(staging.ChunkStage, "take", take)
     patch(staging.ShareStage, "take", take_share)
     patch(staging.ShareStage, "require_begin", lambda self, chunks: None)
-    patch(staging.ChunkStage, "_check", check)
+    patch(staging.ChunkStage, "check", check)
 
 
 @change

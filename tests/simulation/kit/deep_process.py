@@ -101,6 +101,8 @@ class Inspecting(Inspection):
             return getattr(inspector, operation)(body)
 
         self._worker.request = request
+        self.threads.shutdown()
+        self.threads = None  # the loop's own, which ends with a simulated process
 
 
 _INSPECTION = Inspecting()
