@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import structlog
 
 from cipherward.coordinator.api.admission import FAST_PLACES, SLOW_PLACES
+from cipherward.coordinator.api.inspection_worker import MEMORY, RUN
 from cipherward.coordinator.api.policy import UPLOAD_MESSAGE
 from cipherward.coordinator.blobs.buffers import Buffer, Buffers
 from cipherward.coordinator.blobs.writer import SEGMENT_BYTES
@@ -23,11 +24,6 @@ from cipherward.isolated import IsolatedWorker
 
 log = structlog.get_logger()
 WORKER = "cipherward.coordinator.api.inspection_worker"
-MEMORY = struct.Struct(">IQ")
-"""File descriptor, bytes."""
-RUN = struct.Struct(">QIQII")
-"""Where it begins in the memory, index of the first, length of the update's vector, how many, bytes of the set's name.
-Behind it: the name, their sizes (u32 each), and of chunks the digests that were sent with them."""
 _BUFFERS_PER_UPLOAD = 4
 """Of chunks and of shares, one that is filled and one that is stored."""
 _MEMORY_BYTES = 128 * 2**20

@@ -2,7 +2,7 @@
 gathered in, for reading only.
 
 Operations: ``memory`` (which), ``chunks`` (a run of them; replies nothing), ``leaves`` (a run of anything; replies the
-leaf hashes). See ``inspection.RUN``.
+leaf hashes). See ``RUN``.
 """
 
 from __future__ import annotations
@@ -13,13 +13,19 @@ import struct
 from collections.abc import Iterator
 from functools import lru_cache
 
-from cipherward.coordinator.api.inspection import MEMORY, RUN
 from cipherward.crypto.merkle import leaf_hash
 from cipherward.crypto.suites.base import SuiteParams
 from cipherward.crypto.suites.registry import suite_in
 from cipherward.errors import FormatError
 from cipherward.ids import DIGEST_BYTES
 from cipherward.isolated import serve
+
+# Here and not in the other half, which imports much that this process has no use for.
+MEMORY = struct.Struct(">IQ")
+"""File descriptor, bytes."""
+RUN = struct.Struct(">QIQII")
+"""Where it begins in the memory, index of the first, length of the update's vector, how many, bytes of the set's name.
+Behind it: the name, their sizes (u32 each), and of chunks the digests that were sent with them."""
 
 
 @lru_cache(maxsize=64)

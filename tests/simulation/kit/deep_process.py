@@ -16,8 +16,8 @@ from cipherward.clock import ManualClock
 from cipherward.coordinator.aggregation.local import LocalEngine
 from cipherward.coordinator.api.dispatch import SERVICE, Call
 from cipherward.coordinator.api.errors import detail_of
-from cipherward.coordinator.api.inspection import MEMORY, Inspection
-from cipherward.coordinator.api.inspection_worker import Inspector
+from cipherward.coordinator.api.inspection import Inspection
+from cipherward.coordinator.api.inspection_worker import MEMORY, Inspector
 from cipherward.coordinator.api.limits import Incoming
 from cipherward.coordinator.api.policy import POLICIES
 from cipherward.coordinator.api.service import implementation
