@@ -128,6 +128,8 @@ def test_a_full_disk_is_a_clean_error_and_nothing_is_lost(tmp_path: Path) -> Non
 def _fill(path: str, number: int) -> str:
     ledger = open_ledger(Path(path))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    # Once all is loaded: it is for the ledger's writes.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
     try:
         for step in range(number, number + 1000):
             spend(ledger, step)
@@ -151,7 +153,6 @@ def test_the_operating_system_refusing_to_write_is_a_clean_error(tmp_path: Path)
         capture_output=True,
         text=True,
         check=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)),
     )
     assert done.stdout.startswith("CW-200 cannot"), done.stdout
     assert "disk is full or fails" in done.stdout
