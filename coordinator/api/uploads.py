@@ -101,7 +101,8 @@ class Uploads:
         """Chunks and shares stored of this attempt; lower attempts are given up for it."""
         key = (view.name, header.round, call.name, header.attempt)
 
-        update, share = update_set(*key), share_set(*key)
+        def stored(t: Transaction) -> tuple[int, int]:
+            return t.chunks.count(update_set(*key)), t.chunks.count(share_set(*key))
 
         def begin(t: Transaction) -> tuple[tuple[int, int], list[str]]:
             committed = self._core.studies.require(view.name).state.commits.get(call.name)
@@ -110,21 +111,18 @@ class Uploads:
                     raise ConflictError(
                         f"{call.name} already committed attempt {committed.attempt} of round {header.round}"
                     )
-                return (t.chunks.count(update), t.chunks.count(share)), []
+                return stored(t), []
             self._still_open(call, view, header)
             blobs: list[str] = []
-            stored: dict[str, int] = {}
             for prefix in (update_prefix(view.name, header.round), share_prefix(view.name, header.round)):
                 own = f"{prefix}{call.name}/"
-                found = t.chunks.counts(own)
-                for name in found:
+                for name in t.chunks.names(own):
                     attempt = int(name.removeprefix(own))
                     if attempt > header.attempt:
                         raise ConflictError(f"{call.name} already began attempt {attempt}")
                     if attempt < header.attempt:
                         blobs.extend(t.chunks.drop(name))
-                stored |= found
-            return (stored.get(update, 0), stored.get(share, 0)), blobs
+            return stored(t), blobs
 
         counts, blobs = await self._core.writer.transaction(begin)
         if blobs:
@@ -151,8 +149,8 @@ class Uploads:
         stored = await self._begin(call, view, header)
         key = (view.name, header.round, call.name, header.attempt)
         version, billed = view.version(header.round), (messages.total, sum(stored))
-        chunks = ChunkStage(update_set(*key), stored[0], core.blobs, core.inspection, version)
-        shares = ShareStage(share_set(*key), stored[1], core.blobs, core.inspection, shares_of(view, version))
+        chunks = ChunkStage(update_set(*key), stored[0], core.blobs, version)
+        shares = ShareStage(share_set(*key), stored[1], core.blobs, shares_of(view, version))
 
         def bill() -> None:
             nonlocal billed
@@ -170,9 +168,7 @@ class Uploads:
             bill()
 
         try:
-            async with Reception(
-                messages, chunks, shares, record, stop, core.inspection.threads
-            ) as reception:
+            async with Reception(messages, chunks, shares, record, stop) as reception:
                 await self._admission.through(reception.run)
         finally:
             bill()
