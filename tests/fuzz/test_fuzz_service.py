@@ -12,8 +12,8 @@ from random import Random
 
 import grpc
 import pytest
-from fuzz_coordinator import coordinator
 from fuzz_mutate import octets
+from fuzz_studies import coordinator
 from fuzz_target import HOSTILE, close_all
 from fuzz_world import tls_key
 
