@@ -192,7 +192,7 @@ class _IdleTimer:
 
     def start(self) -> None:
         """A wait of this task begins."""
-        self._since, self._task = self._loop.time(), asyncio.current_task()
+        self._since, self._task = self._loop.time(), asyncio.current_task(self._loop)
         if not self._armed:
             self._arm(self._since + self._seconds)
 

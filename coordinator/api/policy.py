@@ -12,6 +12,8 @@ ANYONE = frozenset({Role.SITE, Role.OPERATOR})
 SITES = frozenset({Role.SITE})
 OPERATORS = frozenset({Role.OPERATOR})
 HOUR = 3600.0
+UPLOAD_MESSAGE = 1 * MIB
+"""A chunk or share is smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ POLICIES: dict[str, Policy] = {
     "WatchWork": Policy(SITES, 4 * KIB, 2, 20, open_calls=8),
     "PostJoin": Policy(SITES, 64 * KIB, 5, 20),
     "GetUploadState": Policy(SITES, 4 * KIB, 10, 40),
-    "Upload": Policy(SITES, 1 * MIB, 2, 20, open_calls=3, max_total=32 * GIB, max_seconds=HOUR),
+    "Upload": Policy(SITES, UPLOAD_MESSAGE, 2, 20, open_calls=3, max_total=32 * GIB, max_seconds=HOUR),
     "PostCommit": Policy(SITES, 64 * KIB, 5, 20),
     "GetShares": Policy(SITES, 4 * KIB, 5, 20, max_seconds=HOUR),
     "PostAcknowledgement": Policy(SITES, 256 * KIB, 5, 20),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
 from types import TracebackType
 from typing import Self
 
@@ -30,12 +31,15 @@ class Reception:
         shares: ShareStage,
         record: Record,
         stop: asyncio.Event,
+        threads: Executor,
     ) -> None:
+        """``threads`` check and write."""
+        self._threads = threads
         self._messages, self._chunks, self._shares, self._record = messages, chunks, shares, record
         self._stop, self._most = stop, 0
         self._stage: Stage = chunks
         self._news, self._room = asyncio.Event(), asyncio.Event()
-        self._storing = asyncio.Lock()
+        self._storing, self._failed = asyncio.Lock(), False
 
     async def __aenter__(self) -> Self:
         self._pump = asyncio.create_task(self._take())
@@ -49,6 +53,8 @@ class Reception:
     ) -> None:
         for task in (self._pump, self._stopping):
             task.cancel()
+        for stage in (self._chunks, self._shares):  # no more is taken
+            stage.drop(stage.cut())
         await asyncio.gather(self._pump, self._stopping, return_exceptions=True)
 
     async def run(self, most: int, seconds: float, contended: Callable[[], bool]) -> bool:
@@ -72,6 +78,7 @@ class Reception:
                 if not contended():
                     continue
                 self._most = 0
+                self._room.clear()  # who waits for a place holds one message
                 await self._store()
                 return False
             if self._stopping.done():
@@ -100,14 +107,14 @@ class Reception:
         async for message in self._messages:
             if message.HasField("header"):
                 raise FormatError("an upload has one header")
+            await self._room.wait()
             if self._stage is chunks and message.HasField("share"):
                 shares.require_begin(chunks)
                 self._stage = shares
             self._stage.take(message)
-            if chunks.waiting + shares.waiting >= self._most:
+            if self._stage.waiting >= self._most:
                 self._room.clear()
                 self._news.set()
-                await self._room.wait()
 
     async def _store(self) -> None:
         # A caller that hangs up must not come between a segment and its record: what is written and what is
@@ -116,15 +123,26 @@ class Reception:
 
     async def _write_and_record(self) -> None:
         async with self._storing:
-            parts = [(stage, stage.cut()) for stage in (self._chunks, self._shares) if stage.waiting]
+            runs = [
+                (stage, run) for stage in (self._chunks, self._shares) if (run := stage.cut()) is not None
+            ]
             if self._most:
                 self._room.set()
-            if not parts:
+            if not runs:
                 return
 
             def write() -> list[tuple[Stage, Segment]]:
-                written = [(stage, stage.write(part)) for stage, part in parts]
-                return [(stage, segment) for stage, segment in written if segment is not None]
+                try:
+                    checked = [(stage, run, stage.check(run)) for stage, run in runs]
+                    return [(stage, stage.write(run, leaves)) for stage, run, leaves in checked]
+                finally:
+                    for stage, run in runs:
+                        stage.drop(run)
 
-            segments = await asyncio.to_thread(write)
-            await self._record(segments)
+            if self._failed:  # this would not follow what is stored
+                for stage, run in runs:
+                    stage.drop(run)
+                return
+            self._failed = True
+            await self._record(await asyncio.get_running_loop().run_in_executor(self._threads, write))
+            self._failed = False

@@ -25,10 +25,10 @@ from cipherward.coordinator.api.uploads import Uploads
 from cipherward.coordinator.api.watch import Watch
 from cipherward.coordinator.daemon.core import Core
 
-# Measured with 200 concurrent uploads of 1 M parameters: 130 MB with these, 973 MB without.
+# When they were chosen, 200 concurrent uploads of 1 M parameters took 130 MB with these and 973 MB without.
 OPTIONS = (
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 65536),
+    ("grpc.http2.lookahead_bytes", 131072),
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", -1),
     ("grpc.so_reuseport", 0),  # a port in use is an error, not shared

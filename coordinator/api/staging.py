@@ -1,23 +1,24 @@
 """The two parts of an upload on their way to disk: the update's chunks, then (quorum) the sealed shares.
 
-Each message is measured, hashed and checked as it comes, by the event loop: some 20 microseconds for a chunk of 32
-KiB, at most 2 ms for the largest message. In other threads it takes longer: the interpreter's lock changes hands
-around every hash.
+Each message is measured as it comes, and copied to memory that the inspecting process sees as well. That one hashes
+and checks what came, run by run, before it is written.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+from cipherward.coordinator.api.inspection import Inspection, named
 from cipherward.coordinator.blobs.blobs import Blobs
-from cipherward.coordinator.blobs.writer import SegmentWriter
+from cipherward.coordinator.blobs.buffers import Buffer
 from cipherward.coordinator.daemon.view import StudyView, Version
 from cipherward.coordinator.store.chunks import Segment
-from cipherward.crypto.merkle import leaf_hash
 from cipherward.crypto.quorum_records import SEALED_SHARE_BYTES
 from cipherward.crypto.suites.base import KeyLifetime
 from cipherward.errors import FormatError, ProtocolError
+from cipherward.ids import DIGEST_BYTES
 from cipherward.proto.v1.coordinator_pb2 import UploadMessage
 
 
@@ -28,23 +29,24 @@ def shares_of(view: StudyView, version: Version) -> int:
     return len(view.plan.members)
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """What a message brought. Taken out of it once: each look into a message copies."""
+@dataclass(slots=True)
+class Run:
+    """Messages behind each other on their way to disk."""
 
-    index: int
-    data: bytes
-    claimed: bytes
-    """The leaf hash that was sent with it, if one is."""
+    first: int
+    buffer: Buffer
+    sizes: list[int] = field(default_factory=list)
+    claimed: list[bytes] = field(default_factory=list)
+    """The leaf hashes that were sent with them, if any are."""
 
 
 class Stage(ABC):
-    """Messages of one chunk set: taken in order, written in segments."""
+    """Messages of one chunk set: taken in order, checked and written in runs."""
 
-    def __init__(self, name: str, stored: int, blobs: Blobs) -> None:
+    def __init__(self, name: str, stored: int, blobs: Blobs, inspection: Inspection) -> None:
         self.name, self.stored = name, stored
-        self._writer = SegmentWriter(blobs, stored)
-        self._pending: list[tuple[bytes, bytes]] = []
+        self._blobs, self._inspection = blobs, inspection
+        self._run: Run | None = None
         self.received = stored
         """Messages taken so far, those of earlier calls included."""
         self.waiting = 0
@@ -52,16 +54,22 @@ class Stage(ABC):
 
     @abstractmethod
     def take(self, message: UploadMessage) -> None:
-        """Accept the next message: its place, size, digest and structure. Raises FormatError or ProtocolError."""
+        """Accept the next message: its place and size. Raises FormatError or ProtocolError."""
 
     @abstractmethod
-    def _check(self, part: Part) -> bytes:
-        """Its leaf hash, once that and its structure are found right; raises FormatError."""
+    def check(self, run: Run) -> list[bytes]:
+        """The leaf hashes of what was cut, once these and the structure are found right. Blocks, and may run beside
+        ``take`` in another thread, as ``write`` may. Raises FormatError, UnavailableError."""
 
-    def _accept(self, part: Part) -> None:
-        self._pending.append((part.data, self._check(part)))
+    def _accept(self, data: bytes) -> Run:
+        run = self._run
+        if run is None:
+            run = self._run = Run(self.received, self._inspection.buffers.take())
+        run.buffer.add(data)
+        run.sizes.append(len(data))
         self.received += 1
-        self.waiting += len(part.data)
+        self.waiting += len(data)
+        return run
 
     def _in_order(self, what: str, index: int) -> None:
         if index != self.received:
@@ -70,29 +78,32 @@ class Stage(ABC):
                 fix="Ask GetUploadState where to resume",
             )
 
-    def cut(self) -> list[tuple[bytes, bytes]]:
-        """What was taken and not yet written, with its leaf hashes; it is for ``write`` from here on."""
-        parts, self._pending, self.waiting = self._pending, [], 0
-        return parts
+    def cut(self) -> Run | None:
+        """What was taken and not yet written; from here on it is for ``check``, ``write`` and then ``drop``."""
+        run, self._run, self.waiting = self._run, None, 0
+        return run
 
-    def write(self, parts: list[tuple[bytes, bytes]]) -> Segment | None:
-        """Make durable what was cut; None if that is nothing. Blocks, and may run beside ``take`` in another
-        thread.
+    def write(self, run: Run, leaves: Sequence[bytes]) -> Segment:
+        """Make durable what was found right; raises EnvironmentProblem."""
+        blob = self._blobs.put(run.buffer.content)
+        return Segment(run.first, blob, tuple(run.sizes), tuple(leaves))
 
-        Raises EnvironmentProblem.
-        """
-        for data, leaf in parts:
-            self._writer.add(data, leaf)
-        return self._writer.flush()
+    def drop(self, run: Run | None) -> None:
+        """It is needed no more."""
+        if run is not None:
+            self._inspection.buffers.give_back(run.buffer)
 
 
 class ChunkStage(Stage):
     """The chunks of an update."""
 
-    def __init__(self, name: str, stored: int, blobs: Blobs, version: Version) -> None:
-        super().__init__(name, stored, blobs)
-        self._version = version
-        self.total = len(version.chunk_sizes)
+    def __init__(
+        self, name: str, stored: int, blobs: Blobs, inspection: Inspection, version: Version
+    ) -> None:
+        super().__init__(name, stored, blobs, inspection)
+        self._sizes, self._length = version.chunk_sizes, version.length
+        self._params = named(version.params, len(version.trust.manifest.roster))
+        self.total = len(self._sizes)
 
     def take(self, message: UploadMessage) -> None:
         """The next chunk, of its exact size."""
@@ -100,25 +111,26 @@ class ChunkStage(Stage):
         self._in_order("chunk", index)
         if index >= self.total:
             raise FormatError(f"an update of this study has {self.total} chunks")
-        if len(data) != self._version.chunk_sizes[index]:
+        if len(data) != self._sizes[index]:
             raise FormatError(f"chunk {index} has {len(data)} bytes, not its size")
-        self._accept(Part(index, data, message.leaf_hash))
-
-    def _check(self, part: Part) -> bytes:
-        leaf = leaf_hash(part.data)
-        if leaf != part.claimed:
+        claimed = message.leaf_hash
+        if len(claimed) != DIGEST_BYTES:
             raise FormatError(
-                f"chunk {part.index} does not have the digest sent with it", why="it was damaged"
+                f"chunk {index} does not have the digest sent with it", why=f"that has {len(claimed)} bytes"
             )
-        self._version.params.check_upload_chunk(part.data, part.index, self._version.length)
-        return leaf
+        self._accept(data).claimed.append(claimed)
+
+    def check(self, run: Run) -> list[bytes]:
+        """The digests that were sent with them, each found right."""
+        self._inspection.chunks(run.buffer, run.first, run.sizes, run.claimed, self._params, self._length)
+        return run.claimed
 
 
 class ShareStage(Stage):
     """The sealed shares that go with an update, in the order of J. Nobody but their receivers can look inside."""
 
-    def __init__(self, name: str, stored: int, blobs: Blobs, total: int) -> None:
-        super().__init__(name, stored, blobs)
+    def __init__(self, name: str, stored: int, blobs: Blobs, inspection: Inspection, total: int) -> None:
+        super().__init__(name, stored, blobs, inspection)
         self.total = total
 
     def require_begin(self, chunks: ChunkStage) -> None:
@@ -143,7 +155,8 @@ class ShareStage(Stage):
             raise FormatError(
                 f"a sealed share has {len(sealed)} bytes", why=f"it must have {SEALED_SHARE_BYTES}"
             )
-        self._accept(Part(index, sealed, b""))
+        self._accept(sealed)
 
-    def _check(self, part: Part) -> bytes:
-        return leaf_hash(part.data)
+    def check(self, run: Run) -> list[bytes]:
+        """Nothing but their hashes."""
+        return self._inspection.leaves(run.buffer, run.sizes)

@@ -101,8 +101,7 @@ class Uploads:
         """Chunks and shares stored of this attempt; lower attempts are given up for it."""
         key = (view.name, header.round, call.name, header.attempt)
 
-        def stored(t: Transaction) -> tuple[int, int]:
-            return t.chunks.count(update_set(*key)), t.chunks.count(share_set(*key))
+        update, share = update_set(*key), share_set(*key)
 
         def begin(t: Transaction) -> tuple[tuple[int, int], list[str]]:
             committed = self._core.studies.require(view.name).state.commits.get(call.name)
@@ -111,18 +110,21 @@ class Uploads:
                     raise ConflictError(
                         f"{call.name} already committed attempt {committed.attempt} of round {header.round}"
                     )
-                return stored(t), []
+                return (t.chunks.count(update), t.chunks.count(share)), []
             self._still_open(call, view, header)
             blobs: list[str] = []
+            stored: dict[str, int] = {}
             for prefix in (update_prefix(view.name, header.round), share_prefix(view.name, header.round)):
                 own = f"{prefix}{call.name}/"
-                for name in t.chunks.names(own):
+                found = t.chunks.counts(own)
+                for name in found:
                     attempt = int(name.removeprefix(own))
                     if attempt > header.attempt:
                         raise ConflictError(f"{call.name} already began attempt {attempt}")
                     if attempt < header.attempt:
                         blobs.extend(t.chunks.drop(name))
-            return stored(t), blobs
+                stored |= found
+            return (stored.get(update, 0), stored.get(share, 0)), blobs
 
         counts, blobs = await self._core.writer.transaction(begin)
         if blobs:
@@ -149,8 +151,8 @@ class Uploads:
         stored = await self._begin(call, view, header)
         key = (view.name, header.round, call.name, header.attempt)
         version, billed = view.version(header.round), (messages.total, sum(stored))
-        chunks = ChunkStage(update_set(*key), stored[0], core.blobs, version)
-        shares = ShareStage(share_set(*key), stored[1], core.blobs, shares_of(view, version))
+        chunks = ChunkStage(update_set(*key), stored[0], core.blobs, core.inspection, version)
+        shares = ShareStage(share_set(*key), stored[1], core.blobs, core.inspection, shares_of(view, version))
 
         def bill() -> None:
             nonlocal billed
@@ -168,7 +170,9 @@ class Uploads:
             bill()
 
         try:
-            async with Reception(messages, chunks, shares, record, stop) as reception:
+            async with Reception(
+                messages, chunks, shares, record, stop, core.inspection.threads
+            ) as reception:
                 await self._admission.through(reception.run)
         finally:
             bill()

@@ -75,7 +75,7 @@ class Blobs:
     def _path(self, name: str) -> str:
         return f"{self._root}/{name.lstrip('.')[:2]}/{name}"
 
-    def _write(self, path: str, parts: Sequence[bytes]) -> None:
+    def _write(self, path: str, content: Sequence[bytes] | memoryview) -> None:
         folder = path.rpartition("/")[0]
         if self._local:
             if folder not in self._folders:
@@ -85,23 +85,24 @@ class Blobs:
                         made.mkdir(parents=True, exist_ok=True)
                         fsync_directory(made.parent)
                 self._folders.add(folder)
-            write_bulk(Path(path), parts, mode=0o600)
+            write_bulk(Path(path), content, mode=0o600)
             return
-        content = b"".join(parts)
+        whole = bytes(content) if isinstance(content, memoryview) else b"".join(content)
         with self._explained("write", path):
             try:
-                self._files.pipe_file(path, content)
+                self._files.pipe_file(path, whole)
             except (
                 FileNotFoundError
             ):  # a store that has folders; nothing above them is made, least of all a bucket
                 with suppress(FileExistsError):
                     self._files.mkdir(folder, create_parents=False)
-                self._files.pipe_file(path, content)
+                self._files.pipe_file(path, whole)
 
-    def put(self, parts: Sequence[bytes]) -> str:
-        """Store the parts as one blob, durably; returns its name. EnvironmentProblem if the disk is full."""
+    def put(self, content: Sequence[bytes] | memoryview) -> str:
+        """Store parts that follow each other, or memory from a page's beginning, as one blob, durably; returns its
+        name. EnvironmentProblem if the disk is full."""
         name = secrets.token_hex(_NAME_BYTES)
-        self._write(self._path(name), parts)
+        self._write(self._path(name), content)
         return name
 
     def read(self, place: Place) -> bytes:

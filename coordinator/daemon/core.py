@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cipherward.clock import Clock
+from cipherward.coordinator.api.inspection import Inspection
 from cipherward.coordinator.blobs.blobs import Blobs
 from cipherward.coordinator.daemon.metrics import Metrics
 from cipherward.coordinator.daemon.presence import Presence
@@ -28,3 +29,4 @@ class Core:
     presence: Presence
     traffic: Traffic
     metrics: Metrics
+    inspection: Inspection

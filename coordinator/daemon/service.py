@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from cipherward.clock import Clock, SystemClock
 from cipherward.coordinator.aggregation.local import LocalEngine
 from cipherward.coordinator.api.dispatch import Dispatcher
 from cipherward.coordinator.api.health import Health
+from cipherward.coordinator.api.inspection import Inspection
 from cipherward.coordinator.api.limits import Limits
 from cipherward.coordinator.api.service import implementation, new_server
 from cipherward.coordinator.blobs.blobs import Blobs
@@ -88,22 +90,24 @@ class Service:
             loop = asyncio.get_running_loop()
             store.when_lost(lambda: loop.call_soon_threadsafe(stop.set))
             try:
-                blobs = Blobs(self._settings.blobs or blobs_url(folder))
-                studies = Studies(member, store, blobs, writer, self._clock, self._settings.keep_rounds)
-                studies.on_change.append(self._metrics.moved)
-                core = Core(
-                    member,
-                    self._clock,
-                    blobs,
-                    writer,
-                    studies,
-                    Watching(studies, self._clock),
-                    Presence(self._clock),
-                    Traffic(writer),
-                    self._metrics,
-                )
-                await self._serve(core, Sums(studies, store, writer, LocalEngine(blobs)), ready, stop)
-                store.require_own()
+                with closing(Inspection()) as inspection:
+                    blobs = Blobs(self._settings.blobs or blobs_url(folder))
+                    studies = Studies(member, store, blobs, writer, self._clock, self._settings.keep_rounds)
+                    studies.on_change.append(self._metrics.moved)
+                    core = Core(
+                        member,
+                        self._clock,
+                        blobs,
+                        writer,
+                        studies,
+                        Watching(studies, self._clock),
+                        Presence(self._clock),
+                        Traffic(writer),
+                        self._metrics,
+                        inspection,
+                    )
+                    await self._serve(core, Sums(studies, store, writer, LocalEngine(blobs)), ready, stop)
+                    store.require_own()
             finally:
                 await asyncio.to_thread(writer.close)
         finally:

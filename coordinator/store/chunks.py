@@ -9,8 +9,9 @@ import struct
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, select
+from sqlalchemy import Connection, CursorResult, Select, bindparam, delete, func, select
 
 from cipherward.coordinator.store.schema import segments
 
@@ -82,6 +83,12 @@ class ChunkSet:
 
 # Made once: an upload asks and adds a few times, and making a statement takes longer than running it.
 _COUNT = select(func.coalesce(func.sum(segments.c.count), 0)).where(segments.c.chunk_set == bindparam("name"))
+_COUNTS = select(segments.c.chunk_set, func.sum(segments.c.count).label("stored")).group_by(
+    segments.c.chunk_set
+)
+_NAMES = select(segments.c.chunk_set).distinct()
+_RANGE = segments.c.chunk_set.between(bindparam("prefix"), bindparam("last"))
+_COUNTS_IN_RANGE, _NAMES_IN_RANGE = _COUNTS.where(_RANGE), _NAMES.where(_RANGE)
 _ADD = segments.insert()
 
 
@@ -125,14 +132,22 @@ class ChunkTable:
         }
         self._connection.execute(_ADD, row)
 
+    def counts(self, prefix: str) -> dict[str, int]:
+        """Chunks stored, of each chunk set whose name begins so."""
+        return {row.chunk_set: int(row.stored) for row in self._below(prefix, _COUNTS, _COUNTS_IN_RANGE)}
+
     def names(self, prefix: str) -> list[str]:
         """Chunk sets whose name begins so."""
-        named = select(segments.c.chunk_set).where(segments.c.chunk_set.startswith(prefix, autoescape=True))
+        return [row.chunk_set for row in self._below(prefix, _NAMES, _NAMES_IN_RANGE)]
+
+    def _below(self, prefix: str, statement: Select[Any], in_range: Select[Any]) -> CursorResult[Any]:
         if self._connection.dialect.name == "sqlite":
             # Where text is compared by its bytes, a range finds them by the index: with many rounds kept, and a
             # look at each upload, reading all names would cost seconds a round.
-            named = named.where(segments.c.chunk_set.between(prefix, f"{prefix}\U0010ffff"))
-        return list(self._connection.execute(named.distinct()).scalars())
+            return self._connection.execute(in_range, {"prefix": prefix, "last": f"{prefix}\U0010ffff"})
+        return self._connection.execute(
+            statement.where(segments.c.chunk_set.startswith(prefix, autoescape=True))
+        )
 
     def drop(self, name: str) -> list[str]:
         """Forget a chunk set; returns its blobs, to be deleted after the transaction."""

@@ -247,7 +247,9 @@ class QuorumParams:
         self.check_contributors(contributors)
         return self._error(contributors) / self.scale
 
-    def residues(self, chunk: bytes, index: int, length: int, what: str) -> NDArray[np.unsignedinteger]:
+    def residues(
+        self, chunk: bytes | memoryview, index: int, length: int, what: str
+    ) -> NDArray[np.unsignedinteger]:
         """The chunk's residues, a read-only view; FormatError for another size or a residue not below q."""
         size = self.upload_chunk_bytes(index, length)
         if len(chunk) != size:
@@ -262,7 +264,7 @@ class QuorumParams:
             )
         return found
 
-    def check_upload_chunk(self, chunk: bytes, index: int, length: int) -> None:
+    def check_upload_chunk(self, chunk: bytes | memoryview, index: int, length: int) -> None:
         """FormatError unless the bytes have the exact structure of this chunk."""
         self.residues(chunk, index, length, "upload")
 

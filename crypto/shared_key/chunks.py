@@ -79,7 +79,7 @@ def _check_size(content: bytes | memoryview, expected: int, what: str) -> None:
         raise FormatError(f"{what} is refused", why=f"it has {len(content)} bytes and must have {expected}")
 
 
-def parse_upload(shape: Shape, chunk: bytes, index: int, length: int) -> list[Upload]:
+def parse_upload(shape: Shape, chunk: bytes | memoryview, index: int, length: int) -> list[Upload]:
     """The ciphertexts of an upload chunk; FormatError for anything but the one valid structure."""
     what = f"upload chunk {index}"
     count = shape.ciphertexts_in(index, length)

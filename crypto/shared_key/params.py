@@ -165,7 +165,7 @@ class SharedKeyParams:
         proxy = contributors * self.degree / 2 * (_NOISE_PROXY + _ROUNDING_PROXY)
         return _TAIL * math.sqrt(proxy) / self.scale + contributors * self.bound * _FLOAT_ERROR
 
-    def check_upload_chunk(self, chunk: bytes, index: int, length: int) -> None:
+    def check_upload_chunk(self, chunk: bytes | memoryview, index: int, length: int) -> None:
         """FormatError unless the bytes have the exact structure of this chunk. No native code."""
         chunks.parse_upload(self, chunk, index, length)
 

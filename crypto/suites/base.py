@@ -81,7 +81,7 @@ class SuiteParams(Protocol):
     def error_bound(self, contributors: int) -> float:
         """Largest absolute error of any coordinate of an opened sum, but for a negligible probability."""
 
-    def check_upload_chunk(self, chunk: bytes, index: int, length: int) -> None:
+    def check_upload_chunk(self, chunk: bytes | memoryview, index: int, length: int) -> None:
         """FormatError unless the bytes have the exact structure of this chunk. No native code."""
 
     def check_sum_chunk(self, chunk: bytes, index: int, length: int) -> None:

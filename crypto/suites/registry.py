@@ -29,4 +29,9 @@ def package(name: str) -> str:
 
 def suite(name: str) -> Suite:
     """The public half of the suite ``name``; UsageError if there is none."""
-    return cast("Suite", import_module(f"{package(name)}.public").SUITE)
+    return suite_in(package(name))
+
+
+def suite_in(package: str) -> Suite:
+    """The public half of the suite in that package."""
+    return cast("Suite", import_module(f"{package}.public").SUITE)

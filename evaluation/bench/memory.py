@@ -16,7 +16,7 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def _private_bytes(pid: int) -> int:
+def private_bytes(pid: int) -> int:
     """Anonymous memory: what would not be there without this process."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
@@ -37,7 +37,7 @@ def tree_bytes(pid: int) -> int:
     total = 0
     for each in [pid, *_children(pid)]:
         try:
-            total += _private_bytes(each)
+            total += private_bytes(each)
         except (FileNotFoundError, ProcessLookupError):  # it ended between the two looks
             continue
     return total

@@ -76,26 +76,27 @@ def write_file(path: Path, content: bytes, *, mode: int = 0o644, replace: bool =
     _write(path, fill, mode, replace=replace)
 
 
-def write_bulk(path: Path, parts: Sequence[bytes], *, mode: int) -> None:
+def write_bulk(path: Path, content: Sequence[bytes] | memoryview, *, mode: int) -> None:
     """As ``write_file``, for megabytes: past the page cache where the file system can, which would take a copy of
-    them and new memory for it, at several times the cost of the write itself. ``parts`` follow each other."""
+    them and new memory for it, at several times the cost of the write itself. Parts follow each other. A memoryview
+    begins at a page's beginning, and is not copied even once."""
 
     def fill(fd: int) -> None:
-        buffer, filled = _aligned.buffer, 0
         _set_direct(fd, on=True)
-        for content in parts:
-            part = memoryview(content)
-            while part:
-                taken = min(len(part), _DIRECT_BYTES - filled)
-                buffer[filled : filled + taken] = part[:taken]
-                part, filled = part[taken:], filled + taken
+        if isinstance(content, memoryview):
+            _write_end(fd, content)
+            return
+        buffer, filled = _aligned.buffer, 0
+        for part in content:
+            rest = memoryview(part)
+            while rest:
+                taken = min(len(rest), _DIRECT_BYTES - filled)
+                buffer[filled : filled + taken] = rest[:taken]
+                rest, filled = rest[taken:], filled + taken
                 if filled == _DIRECT_BYTES:
                     _write_all(fd, buffer)
                     filled = 0
-        whole = filled - filled % mmap.PAGESIZE
-        _write_all(fd, buffer[:whole])
-        _set_direct(fd, on=False)
-        _write_all(fd, buffer[whole:filled])
+        _write_end(fd, buffer[:filled])
 
     _write(path, fill, mode, replace=True)
 
@@ -142,6 +143,14 @@ def _set_direct(fd: int, *, on: bool) -> None:
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     with suppress(OSError):  # a file system that cannot
         fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags & ~os.O_DIRECT)
+
+
+def _write_end(fd: int, content: memoryview) -> None:
+    """Direct writes end at a page's end: the rest goes another way."""
+    whole = len(content) - len(content) % mmap.PAGESIZE
+    _write_all(fd, content[:whole])
+    _set_direct(fd, on=False)
+    _write_all(fd, content[whole:])
 
 
 def _write_all(fd: int, content: memoryview) -> None:

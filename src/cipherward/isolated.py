@@ -1,8 +1,8 @@
 """Native code in a process of its own: it may crash, hang or be fooled, and only that process is lost.
 
 ``IsolatedWorker`` (the parent's half) starts ``python -m MODULE`` and exchanges length-prefixed frames with
-it over its stdin and stdout; ``serve`` (the child's half) is what MODULE calls. Nothing but these pipes
-carries content: no argument, environment variable, file or inherited memory does.
+it over its stdin and stdout; ``serve`` (the child's half) is what MODULE calls. Nothing but these pipes, and memory
+that the parent names, carries content: no argument, environment variable, file or inherited memory does.
 
 Request: u32 length of the rest, u8 length of the operation's name, name, body.
 Reply: u32 length of the rest, u8 status, body. All big-endian.
@@ -71,7 +71,8 @@ class IsolatedWorker:
 
     ``memory_bytes``: what it may allocate beyond what it has when its modules are loaded. ``timeout``:
     seconds for one request. ``opening``: requests sent to each new process first, e.g. the key it works
-    with. ``reply_limit``: bytes of the largest believable reply. Threads take turns.
+    with. ``reply_limit``: bytes of the largest believable reply. ``shared``: file descriptors of memory that it sees
+    too, by the same numbers. Threads take turns.
     """
 
     def __init__(
@@ -82,12 +83,14 @@ class IsolatedWorker:
         timeout: float,
         opening: Sequence[tuple[str, Content]] = (),
         reply_limit: int = _MAX_FRAME,
+        shared: Sequence[int] = (),
     ) -> None:
         self._module = module
         self._memory_bytes = memory_bytes
         self._timeout = timeout
         self._opening = tuple(opening)
         self._reply_limit = reply_limit
+        self._shared = tuple(shared)
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
@@ -149,7 +152,7 @@ class IsolatedWorker:
         environment |= {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         command = [sys.executable, "-P", "-m", self._module, str(os.getpid()), str(self._memory_bytes)]
         try:
-            process = _SPAWNER.submit(_spawn, command, environment).result()
+            process = _SPAWNER.submit(_spawn, command, environment, self._shared).result()
         except OSError as error:
             raise _Broken(f"it could not be started: {error.strerror}") from error
         self._process = process
@@ -247,7 +250,9 @@ class IsolatedWorker:
         return f" ({signal.Signals(-ended).name})" if ended < 0 else f" (exit status {ended})"
 
 
-def _spawn(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _spawn(
+    command: Sequence[str], environment: Mapping[str, str], shared: Sequence[int]
+) -> subprocess.Popen[bytes]:
     # A process group of its own keeps Ctrl-C away even while it starts. stderr goes nowhere: what native
     # code prints when it dies may hold what it worked on.
     return subprocess.Popen(  # noqa: S603 - our own interpreter and module, no shell
@@ -257,6 +262,7 @@ def _spawn(command: Sequence[str], environment: Mapping[str, str]) -> subprocess
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         close_fds=True,
+        pass_fds=shared,
         env=dict(environment),
         process_group=0,
     )

@@ -155,6 +155,7 @@ PARSERS = (
 READERS = {
     # By module, the targets that give it bytes; "own" is state of the machine's own that nobody else writes.
     "coordinator/api/dispatch.py": "rpc",
+    "coordinator/api/inspection_worker.py": "own",
     "coordinator/api/relay.py": "own",
     "coordinator/audit": "own",
     "coordinator/fsck.py": "own",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,19 @@ def test_parts_follow_each_other(tmp_path: Path, sizes: list[int]) -> None:
     assert (tmp_path / "bulk").read_bytes() == b"".join(parts)
     assert [path.name for path in tmp_path.iterdir()] == ["bulk"]
     assert (tmp_path / "bulk").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, 4097, 2 * 2**20, 3 * 2**20 - 1])
+@pytest.mark.parametrize("shift", [0, 1], ids=["from a page's beginning", "from elsewhere"])
+def test_memory_is_written_from_where_it_is(tmp_path: Path, size: int, shift: int) -> None:
+    with (
+        mmap.mmap(-1, size + 4096) as memory,
+        memoryview(memory) as whole,
+        whole[shift : shift + size] as part,
+    ):
+        part[:] = os.urandom(size)
+        write_bulk(tmp_path / "bulk", part, mode=0o600)
+        assert (tmp_path / "bulk").read_bytes() == bytes(part)
 
 
 Write = Callable[[int, memoryview], int]

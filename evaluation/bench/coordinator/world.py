@@ -23,7 +23,7 @@ from cipherward.crypto.suites.registry import suite
 from cipherward.durable import write_file
 from cipherward.errors import NotFoundError, UnavailableError
 from cipherward.evaluation.bench.coordinator.clients import Clients
-from cipherward.evaluation.bench.memory import peak_bytes
+from cipherward.evaluation.bench.memory import peak_bytes, private_bytes, tree_bytes
 from cipherward.evaluation.demo.consortium import COORDINATOR, DemoConsortium
 from cipherward.evaluation.demo.processes import Processes
 from cipherward.proto.v1.common_pb2 import Signed
@@ -111,8 +111,8 @@ class World:
         self._processes.kill("coordinator")
 
     def peak_memory(self) -> int:
-        """Of the coordinator's process since its start, bytes."""
-        return peak_bytes(self.pid)
+        """Of the coordinator's process since its start, and of its workers now, in bytes."""
+        return peak_bytes(self.pid) + tree_bytes(self.pid) - private_bytes(self.pid)
 
     def start_study(self, trust: StudyTrust) -> None:
         """As the operator."""

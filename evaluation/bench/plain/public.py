@@ -53,7 +53,7 @@ class PlainParams:
         """Of float32 addends."""
         return contributors * self.bound * 2**-23
 
-    def check_upload_chunk(self, chunk: bytes, index: int, length: int) -> None:
+    def check_upload_chunk(self, chunk: bytes | memoryview, index: int, length: int) -> None:
         """Size only."""
         if len(chunk) != self.upload_chunk_bytes(index, length):
             raise FormatError(f"chunk {index} has {len(chunk)} bytes")

@@ -16,6 +16,8 @@ from cipherward.clock import ManualClock
 from cipherward.coordinator.aggregation.local import LocalEngine
 from cipherward.coordinator.api.dispatch import SERVICE, Call
 from cipherward.coordinator.api.errors import detail_of
+from cipherward.coordinator.api.inspection import Inspection
+from cipherward.coordinator.api.inspection_worker import MEMORY, Inspector
 from cipherward.coordinator.api.limits import Incoming
 from cipherward.coordinator.api.policy import POLICIES
 from cipherward.coordinator.api.service import implementation
@@ -86,6 +88,27 @@ class MortalBlobs(Blobs):
         super().delete(names)
 
 
+class Inspecting(Inspection):
+    """The same checks on the same memory, in this process: the simulation's suite is known here only, and to start
+    another process takes longer than a hundred operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inspector = Inspector()
+        inspector.memory(MEMORY.pack(self.buffers.fd, self.buffers.bytes))
+
+        def request(operation: str, body: bytes, doing: str) -> bytes:
+            return getattr(inspector, operation)(body)
+
+        self._worker.request = request
+        self.threads.shutdown()
+        self.threads = None  # the loop's own, which ends with a simulated process
+
+
+_INSPECTION = Inspecting()
+"""One for all: it keeps nothing of what it was asked."""
+
+
 class Process:
     """From its start to its death."""
 
@@ -108,6 +131,7 @@ class Process:
             Presence(boot),
             Traffic(self._writer),
             Metrics(),
+            _INSPECTION,
         )
         self._sums = Sums(self.studies, self._store, self._writer, LocalEngine(blobs))
         self._handlers = implementation(self.core)

@@ -29,8 +29,9 @@ class Crashes:
         return cls(Path(folder) / "crashes.txt", [point for point in wanted if point])
 
     def at(self, *points):
-        """Die here, which has all these names, if one of them is wanted and was not died at before."""
-        if here := [point for point in points if point in self.left]:
+        """Die here, which has all these names (one of them twice, where two sites' segments share a commit), if one of
+        them is wanted and was not died at before."""
+        if here := [point for point in dict.fromkeys(points) if point in self.left]:
             with self._file.open("a") as file:
                 file.write("".join(f"{point}\n" for point in here))
             os.kill(os.getpid(), int(os.environ.get("SIGNAL", signal.SIGKILL)))
