@@ -115,6 +115,20 @@ def test_a_calm_history_ends_with_every_update_once(template: Template) -> None:
                 assert world.agents[site].site.studies.row(study).model_digest == state.model
 
 
+def test_a_round_that_closed_and_was_given_up_is_in_no_model(template: Template) -> None:
+    # Found at random: the next round's sum is not exactly 0 in the places of this one.
+    study = list(STUDIES).index("quorum")
+    with world_of(template) as (world, witness):
+        run(world, Op("all", study), Fault())
+        run(world, Op("all", study), Fault("lost", 0))
+        run(world, Op("all", study), Fault())
+        run(world, Op("all", study, 2, 4), Fault())
+        assert (world.state("quorum").round, world.state("quorum").model_round) == (2, 0)
+        run(world, Op("round", study), Fault())
+        assert world.state("quorum").model_round == 2
+        witness.check()
+
+
 def _forgets_commits(patch: pytest.MonkeyPatch) -> None:
     decode = codec.decode
 

@@ -161,7 +161,8 @@ class Witness:
             whole = [(name in cohort) / max(1, len(cohort)) for name in SITES]
             found = model[number - 1]
             counted = np.allclose(found, whole, atol=1e-3)
-            assert counted or not found.any(), (
+            # Another round's sum leaves its rounding here, in a round that closed and was then given up.
+            assert counted or np.allclose(found, 0.0, atol=1e-3), (
                 f"{site}'s model has {found} of round {number}, whose U is {cohort}"
             )
             assert counted or number not in applied, f"{site} applied round {number} and its model lacks it"
