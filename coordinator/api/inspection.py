@@ -39,7 +39,7 @@ def named(params: SuiteParams, sites: int) -> bytes:
 
 class Inspection:
     """Its callers are threads of its own pool: whatever becomes of the process, nobody else waits for it. It is started
-    by the first upload."""
+    by the first request."""
 
     def __init__(self) -> None:
         """Raises EnvironmentProblem."""
@@ -90,6 +90,10 @@ class Inspection:
                 "a worker process failed while hashing shares", why="its reply is incomplete"
             )
         return [found[at : at + DIGEST_BYTES] for at in range(0, len(found), DIGEST_BYTES)]
+
+    def probe(self) -> None:
+        """Start the process if there is none; UnavailableError unless it answers."""
+        self._request("leaves", RUN.pack(0, 0, 0, 0, 0), "answering whether it works")
 
     def _request(self, operation: str, body: bytes, doing: str) -> bytes:
         try:

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 FRESH_SECONDS = 1.0
 """A look is not repeated for this long."""
-CHECKS = ("serving", "credential", "disk", "store", "blobs")
+CHECKS = ("serving", "credential", "disk", "store", "blobs", "uploads")
 _PROBE = "readiness/probe"
 
 
@@ -92,6 +92,7 @@ class Readiness:
             "disk": "" if free >= LEAST_FREE_BYTES else f"{free // 2**20} MiB are free",
             "store": await self._store(),
             "blobs": await self._blobs(),
+            "uploads": await self._uploads(),
         }
 
     def _credential(self) -> str:
@@ -124,6 +125,13 @@ class Readiness:
 
         try:
             await asyncio.to_thread(write)
+        except CipherwardError as error:
+            return str(error)
+        return ""
+
+    async def _uploads(self) -> str:
+        try:
+            await asyncio.to_thread(self._core.inspection.probe)
         except CipherwardError as error:
             return str(error)
         return ""

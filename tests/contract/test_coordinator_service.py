@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
+import signal
 import socket
 import threading
 import time
@@ -15,8 +17,9 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from kit_process import inspectors
 
-from cipherward import durable
+from cipherward import durable, isolated
 from cipherward.coordinator.daemon import readiness, upkeep
 from cipherward.coordinator.daemon.service import Service, Settings
 from cipherward.coordinator.store.database import Store
@@ -162,6 +165,21 @@ async def test_health_says_whether_it_can_work(world: Any, monkeypatch: pytest.M
             patched.setattr(readiness, "LEAST_FREE_BYTES", 2**62)
             status, text = await page(port, "/readyz")
             assert status == 503 and list(json.loads(text)["failed"]) == ["disk"]
+        with monkeypatch.context() as patched:
+            patched.setattr(readiness, "FRESH_SECONDS", 0.0)
+
+            def refused(*_: Any) -> None:
+                raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+            with monkeypatch.context() as inner:
+                inner.setattr(isolated, "_spawn", refused)
+                [inspector] = inspectors()
+                os.kill(inspector, signal.SIGKILL)
+                status, text = await page(port, "/readyz")
+                failed = json.loads(text)["failed"]
+                assert (status, list(failed)) == (503, ["uploads"])
+                assert "a worker process failed" in failed["uploads"]
+            assert (await page(port, "/readyz"))[0] == 200, "it is started again"
         # A transaction that hangs: neither alive nor ready.
         hanging = threading.Event()
         with monkeypatch.context() as patched:

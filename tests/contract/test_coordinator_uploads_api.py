@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from kit_process import inspectors
 
 from cipherward.crypto.labels import Label
 from cipherward.crypto.merkle import leaf_hash
@@ -81,23 +80,12 @@ async def test_no_bit_that_flips_on_the_way_is_taken(world: Any, updates: Any) -
             assert await site.upload(1, updates[0][1]) == len(updates[0][1])
 
 
-def _inspectors() -> list[int]:
-    """The processes that check uploads, of a coordinator in this process."""
-    name, found = b"cipherward.coordinator.api.inspection_worker", []
-    for children in Path("/proc/self/task").glob("*/children"):
-        with suppress(OSError):  # a thread or process that has ended
-            for child in children.read_text().split():
-                if name in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0"):
-                    found.append(int(child))
-    return found
-
-
 async def test_the_process_that_checks_uploads_may_die(world: Any, updates: Any) -> None:
     async with world.running(world.folder) as address:
         anna, bert, *_ = await world.planned(address)
         chunks = updates[1][1]
         await anna.contribute(1, updates[0][1])
-        [inspector] = _inspectors()
+        [inspector] = inspectors()
         os.kill(inspector, signal.SIGSTOP)
         upload = asyncio.create_task(bert.upload(1, chunks))
         await asyncio.sleep(1)
@@ -107,9 +95,9 @@ async def test_the_process_that_checks_uploads_may_die(world: Any, updates: Any)
             await upload
         assert (await bert.stub.GetUploadState(await bert.header(1))).chunks_stored == 0
         assert await bert.upload(1, chunks) == len(chunks)
-        [successor] = _inspectors()
+        [successor] = inspectors()
         assert successor != inspector
-    assert not _inspectors()
+    assert not inspectors()
 
 
 async def test_a_broken_upload_keeps_what_came_whole(world: Any, updates: Any) -> None:
