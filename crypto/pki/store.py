@@ -3,6 +3,7 @@ certificate, so whatever can be found wrong with it here is found, and said in o
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -78,12 +79,13 @@ def load_member(folder: Path, role: Role, now: float) -> Member:
     EnvironmentProblem, UsageError, FormatError, VerificationError or IdentityError with one line that says
     what to do. A site loads its sealing key by ``site_keys``.
     """
-    _check_complete(folder, role)
+    check_complete(folder, role)
     anchor = member_files.read_anchor(folder)
     request = member_files.read_request(folder)
     if request.identity.role is not role:
         raise UsageError(
-            f"{folder} belongs to {request.identity}, not to a {role.value}", fix="Choose the right folder"
+            f"{folder} belongs to {request.identity}, and must be of role {role.value}",
+            fix="Choose the right folder",
         )
     credential = read_credential(
         unarmour_signed(Kind.CREDENTIAL, read_file(folder / member_files.CREDENTIAL)), anchor
@@ -100,7 +102,8 @@ def load_member(folder: Path, role: Role, now: float) -> Member:
     return Member(request.identity, anchor, credential, status, signing_key, tls_key)
 
 
-def _check_complete(folder: Path, role: Role) -> None:
+def check_complete(folder: Path, role: Role) -> None:
+    """Raises EnvironmentProblem unless the folder was made for such a member, UsageError before its approval."""
     if not (folder / member_files.REQUEST).exists():
         raise EnvironmentProblem(
             f"{folder} is not the folder of a {role.value}",
@@ -112,7 +115,7 @@ def _check_complete(folder: Path, role: Role) -> None:
             f"the {role.value} in {folder} has not been approved yet",
             why=f"it has no {member_files.CREDENTIAL}",
             fix=f"Send {folder / member_files.REQUEST} to the consortium's admin, and install the answer: "
-            f"`cipherward {role.value} init --dir {folder} --credential FILE`",
+            f"`cipherward {role.value} init --dir {shlex.quote(str(folder))} --credential FILE`",
         )
 
 

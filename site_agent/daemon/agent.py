@@ -20,7 +20,7 @@ from structlog.typing import FilteringBoundLogger
 
 from cipherward.clock import Clock
 from cipherward.crypto.pki.site_keys import load_sealing_key
-from cipherward.crypto.pki.store import load_member
+from cipherward.crypto.pki.store import check_complete, load_member
 from cipherward.durable import FolderLock
 from cipherward.errors import (
     CipherwardError,
@@ -266,6 +266,9 @@ def run(
     # A core file would hold the keys of the round in progress, which are to be nowhere but in memory.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     folder = SiteFolder(options.folder)
+    check_complete(
+        options.folder, Role.SITE
+    )  # before anything is made or started in a folder of something else
     # Two agents on one folder would each answer a round and count its privacy.
     lock = FolderLock(options.folder, "a site agent")
     trainer = Trainer(options.trainer_socket or folder.trainer_socket, spawn=options.trainer_socket is None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import socket
 import struct
 import subprocess
@@ -266,7 +267,7 @@ class Trainer:
             if not self._spawn:
                 raise UnavailableError(
                     f"no trainer answers at {path or self._path}",
-                    fix=f"Start it: python -m {_MODULE} --socket {self._path}",
+                    fix=f"Start it: python -m {_MODULE} --socket {shlex.quote(str(self._path))}",
                 ) from error
         except OSError:
             with explained("connect to", path or self._path):

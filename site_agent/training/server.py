@@ -21,6 +21,7 @@ import gc
 import os
 import resource
 import select
+import shlex
 import signal
 import socket
 import sys
@@ -246,7 +247,7 @@ def check_folder(path: Path) -> None:
         raise EnvironmentProblem(
             f"will not listen in {path.parent}",
             why="others could connect, or the folder is someone else's",
-            fix=f"Run: chmod 700 {path.parent}",
+            fix=f"Run: chmod 700 {shlex.quote(str(path.parent))}",
         )
 
 

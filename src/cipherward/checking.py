@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -47,9 +48,8 @@ class Findings:
                 continue  # gone, or named by the check that reads it
             if mode & 0o077:
                 wanted = 700 if path.is_dir() else 600
-                self.problems.append(
-                    f"{path}: its mode {mode & 0o777:04o} lets others read it; run: chmod {wanted} {path}"
-                )
+                run = f"chmod {wanted} {shlex.quote(str(path))}"
+                self.problems.append(f"{path}: its mode {mode & 0o777:04o} lets others read it; run: {run}")
 
 
 def _line(error: object) -> str:

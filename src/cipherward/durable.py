@@ -8,6 +8,7 @@ import fcntl
 import mmap
 import os
 import secrets
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -198,7 +199,7 @@ def read_secret(path: Path) -> bytes:
         raise EnvironmentProblem(
             f"will not use the secret file {path}",
             why=f"its mode {mode:04o} lets others read it",
-            fix=f"Run: chmod 600 {path}",
+            fix=f"Run: chmod 600 {shlex.quote(str(path))}",
         )
     return read_file(path)
 

@@ -4,6 +4,7 @@ second."""
 from __future__ import annotations
 
 import json as json_module
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -108,7 +109,8 @@ def _request(
             f"{identity}: keys made in {folder}; they never leave this machine.",
             f"Fingerprint of the keys: {shown}",
             f"Next: send {path} to the consortium's admin and read them the fingerprint by telephone.",
-            f"Then: cipherward {role.value} init --dir {folder} --credential FILE, with the file they send back.",
+            f"Then: cipherward {role.value} init --dir {shlex.quote(str(folder))} --credential FILE, with the "
+            "file they send back.",
         ],
     )
 

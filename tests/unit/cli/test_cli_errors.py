@@ -116,7 +116,9 @@ def test_a_credential_that_cannot_be_installed(cli, here):
         1, "is for spiffe://heart/site/hungary", "site", "init", "--dir", "cleveland", "--credential", hungary
     )
     cli.fails(1, "incomplete", "site", "init", "--dir", "hungary", "--credential", "consortium/anchor.pem")
-    cli.fails(2, "not to a coordinator", "coordinator", "init", "--dir", "hungary", "--credential", hungary)
+    cli.fails(
+        2, "must be of role coordinator", "coordinator", "init", "--dir", "hungary", "--credential", hungary
+    )
 
 
 # approve and revoke
@@ -240,6 +242,24 @@ LONG = "x" * 300
 def test_what_the_operating_system_refuses_is_no_defect_of_ours(cli, here, arguments):
     status, _, err = cli.run(*arguments)
     assert status == 3 and err.startswith("error: CW-200 ") and err.count("\n") == 1, err
+
+
+@pytest.mark.parametrize("command", ["site", "coordinator"])
+def test_a_folder_of_something_else_is_left_as_it_is(cli, here, command):
+    (here / "some photographs").mkdir(mode=0o755)
+    link = ["--coordinator", "localhost:1"] if command == "site" else []
+    words = f"some photographs is not the folder of a {command}"
+    cli.fails(3, words, command, "run", "--dir", "some photographs", *link)
+    assert list((here / "some photographs").iterdir()) == []
+
+
+def test_a_command_to_copy_names_a_folder_with_a_space(cli, here):
+    init = cli.init(dir="university hospital")
+    status, out, err = cli.run(*init)
+    assert status == 0, err
+    assert "init --dir 'university hospital' --credential FILE" in " ".join(out.split())
+    run = ["site", "run", "--dir", "university hospital", "--coordinator", "localhost:1"]
+    cli.fails(2, "init --dir 'university hospital' --cred", *run)
 
 
 @pytest.mark.parametrize("address", ["hub", "with space:1", "http://hub:1", "hub:99999", "[::1", ":7443", ""])
