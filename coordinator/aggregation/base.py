@@ -32,5 +32,8 @@ class Engine(Protocol):
         """The complete sum, each segment passed to ``store`` as soon as it is durable.
 
         Adds chunk by chunk with memory that does not grow with the size of U or of the model, and may be run
-        again after a crash: the bytes are the same. Raises Stopped, or what the suite's adder raises.
+        again after a crash: the bytes are the same. Every chunk that is added has the leaf hash in its set.
+
+        Raises Stopped, what the suite's adder raises, FormatError for a stored chunk that is lost or is not what
+        its site uploaded, and EnvironmentProblem while chunks cannot be read or stored.
         """

@@ -114,6 +114,23 @@ class Blobs:
             raise FormatError(f"blob {place.blob} is cut short", fix="Check the coordinator's disk")
         return content
 
+    def lost(self, name: str) -> bool:
+        """Whether that blob is gone for good: it is not here, and the mark that ``claim`` left is.
+
+        Without its mark the place is another than it was, such as a volume that is not mounted, and the blob may
+        come back with it. Raises EnvironmentProblem if the store cannot be asked.
+        """
+        return self._is_there(f"{self._root}/{_MARK}") and not self._is_there(self._path(name))
+
+    def _is_there(self, path: str) -> bool:
+        # Not by the backend's exists(), which takes any error for a no.
+        with self._explained("read", path):
+            try:
+                self._files.cat_file(path, start=0, end=1)
+            except FileNotFoundError:
+                return False
+        return True
+
     def delete(self, names: Sequence[str]) -> None:
         """Remove blobs; those that are gone already are fine."""
         for name in names:

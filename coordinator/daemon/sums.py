@@ -73,6 +73,8 @@ class Sums:
                 if tries >= WORKER_TRIES:
                     return SumFailed(effect.round, f"the sum could not be made: {error.what}")
             except CipherwardError as error:
+                if self._moved_on(study, effect):
+                    return None  # the study was aborted meanwhile, and its updates were deleted
                 log.error("sum failed", study=study, round=effect.round, reason=str(error))
                 return SumFailed(effect.round, f"the sum could not be made: {error.what}")
             else:

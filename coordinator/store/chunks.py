@@ -57,11 +57,19 @@ class ChunkSet:
         """Leaf hashes of all chunks, in order."""
         return [leaf for part in self.segments for leaf in part.leaves]
 
-    def place(self, index: int) -> Place:
-        """Where chunk ``index`` lies; raises IndexError."""
+    def _segment(self, index: int) -> Segment:
         if not 0 <= index < self.count:
             raise IndexError(index)
-        part = self.segments[bisect_right(self._firsts, index) - 1]
+        return self.segments[bisect_right(self._firsts, index) - 1]
+
+    def leaf(self, index: int) -> bytes:
+        """Leaf hash of chunk ``index``; raises IndexError."""
+        part = self._segment(index)
+        return part.leaves[index - part.first]
+
+    def place(self, index: int) -> Place:
+        """Where chunk ``index`` lies; raises IndexError."""
+        part = self._segment(index)
         start = sum(part.sizes[: index - part.first])
         return Place(part.blob, start, start + part.sizes[index - part.first])
 

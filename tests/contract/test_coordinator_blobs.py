@@ -138,6 +138,32 @@ def test_what_is_gone_or_cut_is_said(blobs: Blobs) -> None:
         blobs.read(Place(name, 0, 2))
 
 
+def test_lost_is_what_a_place_that_is_there_lacks(blobs: Blobs) -> None:
+    kept, gone = blobs.put([b"kept"]), blobs.put([b"gone"])
+    blobs.delete([gone])
+    assert not blobs.lost(gone), (
+        "without its mark it may be another place, such as a volume that is not mounted"
+    )
+    blobs.claim("a" * 32, {kept})
+    assert blobs.lost(gone) and not blobs.lost(kept)
+
+
+@pytest.mark.parametrize(
+    "error", [BackendError("Connection reset"), PermissionError("AccessDenied"), OSError(errno.EIO, "I/O")]
+)
+def test_a_store_that_cannot_be_asked_has_lost_nothing(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Objects.kept.clear()
+    blobs = Blobs("cwobjects://bucket/prefix")
+    blobs.claim("a" * 32, set())
+    monkeypatch.setattr(Objects, "failing", error)
+    with pytest.raises(EnvironmentProblem, match="cannot read"):
+        blobs.lost("0" * 32)
+    monkeypatch.setattr(Objects, "failing", None)
+    assert blobs.lost("0" * 32)
+
+
 def test_a_sweep_takes_strays_and_nothing_else(blobs: Blobs, blob_url: str) -> None:
     kept, stray = blobs.put([b"kept"]), blobs.put([b"stray"])
     files, root = fsspec.core.url_to_fs(blob_url)
