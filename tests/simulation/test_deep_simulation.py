@@ -30,7 +30,6 @@ from cipherward.coordinator.rounds import codec
 from cipherward.coordinator.rounds.state import Life
 from cipherward.coordinator.store.studies import REPORT, StudyTable
 from cipherward.crypto.suites import registry
-from cipherward.errors import CipherwardError
 
 LISTS = int(os.environ.get("CIPHERWARD_DEEP_SIMULATIONS", "25"))
 
@@ -179,5 +178,5 @@ MISTAKES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_found(name: str, template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
     MISTAKES[name](monkeypatch)
-    with pytest.raises((AssertionError, CipherwardError, KeyError)):
+    with pytest.raises(AssertionError):  # of the witness; anything else is a mistake that is out of date
         simulate(template, 40, shrink=False)

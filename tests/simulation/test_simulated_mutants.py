@@ -14,7 +14,8 @@ LISTS = 20_000
 
 
 def breaks(suites: tuple[bool, bool]) -> bool:
-    """Whether an invariant breaks in one of so many histories."""
+    """Whether an invariant breaks in one of so many histories. Any other exception is raised: a mutant of a function
+    that is called otherwise by now is not found, but out of date."""
 
     @settings(
         max_examples=LISTS,
@@ -31,7 +32,7 @@ def breaks(suites: tuple[bool, bool]) -> bool:
 
     try:
         histories()
-    except Exception:  # an invariant, or the world came apart
+    except AssertionError:
         return True
     return False
 

@@ -76,7 +76,8 @@ class Witness:
             elif kind in (JOIN, REPORT):
                 assert post is not None, f"the {kind} of {site} was forgotten"
             if now and kind == COMMIT:
-                assert state.commits[site].record == record_digest(Label.COMMIT, record)
+                known = state.commits.get(site)
+                assert known and known.record == record_digest(Label.COMMIT, record), "a commit was forgotten"
             if now and kind in (ACKNOWLEDGEMENT, ANSWER):
                 known = state.acknowledgements if kind == ACKNOWLEDGEMENT else state.answers
                 assert site in known, f"the state forgot the {kind} of {site}"

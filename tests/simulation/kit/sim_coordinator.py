@@ -123,6 +123,7 @@ class Coordinator:
         state = study.state
         if state.phase is not Phase.SUM or state.round != job.round or not state.running:
             return  # the runner looks before it adds: the updates may be gone
+        assert study.state.commits.keys() >= set(job.contributors), "a sum of what is not committed"
         chosen = [(job.round, site, study.state.commits[site].attempt) for site in job.contributors]
         total = sum(self._weigh(study.pieces[key][0][0]) for key in chosen)
         assert study.sums.setdefault(job.round, total) == total, "a sum was made of two sets"

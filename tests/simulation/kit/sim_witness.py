@@ -176,15 +176,17 @@ class Witness:
                 assert not now or site in state.joins, "a join was forgotten"
             case "commit":
                 assert post == record, "an acknowledged commit was forgotten"
-                assert not now or state.commits[site].record == digest(record), "a commit was forgotten"
+                known = state.commits.get(site)
+                assert not now or (known and known.record == digest(record)), "a commit was forgotten"
             case "acknowledgement" if now:
                 bad = frozenset(dealer for dealer, _ in record.unopenable)
-                assert post == record and state.acknowledgements[site] == bad, "a complaint was forgotten"
+                assert post == record and state.acknowledgements.get(site) == bad, "a complaint was forgotten"
             case "answer" if now:
-                assert post == record and state.answers[site] == digest(record), "an answer was forgotten"
+                assert post == record and state.answers.get(site) == digest(record), "an answer was forgotten"
             case "report":
                 assert post is not None, "a model report was forgotten"
-                assert not now or state.phase is not Phase.RELEASE or state.reports[site] == post.model
+                forgotten = now and state.phase is Phase.RELEASE and state.reports.get(site) != post.model
+                assert not forgotten, "a model report was forgotten by the state"
 
     def _check_upload(self, name: str, number: int, site: str, attempt: int, pieces: int) -> None:
         study = self.world.coordinator.studies[name]
