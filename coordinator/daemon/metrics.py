@@ -9,11 +9,24 @@ from contextlib import contextmanager, suppress
 from prometheus_client import Counter, Gauge, Histogram
 
 from cipherward import __version__
+from cipherward.coordinator.api.policy import LIMITS, POLICIES
 from cipherward.coordinator.daemon.view import StudyView
 from cipherward.coordinator.rounds.state import Phase
 from cipherward.monitoring import new_registry
 
+RELEASED, ABORTED = "released", "aborted"
+_OTHER_LIMITS = {"GetUpdateChunks": "max_chunks", "PutRelay": "item_bytes"}
+"""Limits of one RPC that are no column of the policy table."""
 _PHASE_BUCKETS = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400, 86400)
+
+
+def _limits() -> Iterator[tuple[str, str]]:
+    """Every RPC with each limit that a call of it can exceed. What exceeds ``burst`` is counted as ``per_second``."""
+    for rpc, policy in POLICIES.items():
+        yield rpc, "caller_open_calls"
+        yield from ((rpc, name) for name in LIMITS if name != "burst" and getattr(policy, name) is not None)
+        if rpc in _OTHER_LIMITS:
+            yield rpc, _OTHER_LIMITS[rpc]
 
 
 class Metrics:
@@ -50,6 +63,11 @@ class Metrics:
         self._days = gauge("credential_days", "Whole days until the coordinator's certificate expires")
         self._ready = gauge("ready", "1 while the coordinator can do its work, as /readyz says")
         gauge("build_info", "1; the label says which version runs", "version").labels(__version__).set(1)
+        # A series that begins with its first count shows no increase: an alert would miss the first one.
+        for outcome in (RELEASED, ABORTED):
+            self._rounds.labels(outcome)
+        for rpc, limit in _limits():
+            self._limited.labels(rpc, limit)
 
     @contextmanager
     def opened(self, rpc: str) -> Iterator[None]:
@@ -86,7 +104,7 @@ class Metrics:
         if old.phase is Phase.SUM and new.phase is not Phase.SUM and not over:
             self._summed.inc(len(new.contributors) * before.current.length)
         if over:
-            self._rounds.labels("released" if new.model_round == old.round else "aborted").inc()
+            self._rounds.labels(RELEASED if new.model_round == old.round else ABORTED).inc()
 
     def _place(self, view: StudyView) -> None:
         if not view.state.running:

@@ -13,7 +13,7 @@ from cipherward.site_agent.daemon.site import Site
 from cipherward.site_agent.policy import load as load_policy
 
 RECONNECT_SECONDS = 120.0
-"""An agent that lost its connection is still ready for so long: it connects again by itself."""
+"""An agent that lost its connection, or has just started, is ready for so long: it connects by itself."""
 FRESH_SECONDS = 2.0
 """A look is not repeated for this long."""
 CHECKS = ("connection", "credential", "policy", "ledger", "trainer", "disk")
@@ -29,7 +29,7 @@ class Health:
         self._lock = threading.Lock()
         self._looked_at = float("-inf")
         self._found: dict[str, str] = {}
-        self._connected_at = site.clock.monotonic()
+        self._started_at = site.clock.monotonic()
 
     def alive(self) -> dict[str, str]:
         """Whether the process runs and its database answers; raises TimeoutError."""
@@ -67,9 +67,10 @@ class Health:
 
     def _connection(self, now: float) -> str:
         if self._metrics.connected:
-            self._connected_at = now
-        lost = now - self._connected_at
-        return f"not connected for {lost:.0f} s; the log says why" if lost > RECONNECT_SECONDS else ""
+            return ""
+        lost_at = self._metrics.lost_at
+        lost = now - (self._started_at if lost_at is None else lost_at)
+        return f"not connected for {lost:.0f} s; the log says why" if lost >= RECONNECT_SECONDS else ""
 
     def _credential(self) -> str:
         member = self._site.member

@@ -11,13 +11,15 @@ from typing import TextIO
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
+from cipherward.errors import printable
 from cipherward.lines import lasting
 
 
 def _plain(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
-    """``TIME LEVEL event key=value ...``, without colours: it goes to a journal or a terminal alike."""
+    """``TIME LEVEL event key=value ...``, without colours: it goes to a journal or a terminal alike. Values may be
+    what the coordinator or a peer wrote: they make no second line and act on no terminal."""
     time, level, text = event.pop("timestamp"), event.pop("level"), event.pop("event")
-    rest = " ".join(f"{key}={value}" for key, value in event.items())
+    rest = " ".join(f"{key}={printable(str(value))}" for key, value in event.items())
     return f"{time} {level:<7} {text}{'  ' + rest if rest else ''}"
 
 

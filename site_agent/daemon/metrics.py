@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from structlog.typing import EventDict
 
 from cipherward import __version__
+from cipherward.clock import Clock, SystemClock
 from cipherward.errors import CipherwardError
 from cipherward.monitoring import free_bytes, new_registry
 from cipherward.proto.v1.coordinator_pb2 import Phase, StudySnapshot, StudyState
@@ -30,11 +31,14 @@ PHASES = tuple(name.removeprefix("PHASE_").lower() for name in Phase.keys() if n
 
 class SiteMetrics:
     """Counters and gauges of one agent. Labels: levels of the log, phases, studies that the consortium's root has
-    signed for this site, and its own data sets."""
+    signed for this site, and its own data sets. ``clock`` is the machine's own unless another is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
         self.registry = new_registry()
+        self._clock = clock or SystemClock()
         self.connected = False
+        self.lost_at: float | None = None
+        """When the connection was last lost, in monotonic seconds of the clock; None if it never was."""
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"cipherward_site_{name}", text, labels, registry=self.registry)
@@ -69,6 +73,8 @@ class SiteMetrics:
         if found := self._events.get(name):
             found.inc()
         if name in ("connected", "not connected"):
+            if self.connected and name == "not connected":  # and not at each try that fails after it
+                self.lost_at = self._clock.monotonic()  # first: who sees the loss in another thread sees when
             self.connected = name == "connected"
             self._connected.set(self.connected)
         if name == "connected":

@@ -1,4 +1,5 @@
-"""docs/operations.md lists every metric, every event of the logs and every limit, and none that does not exist."""
+"""docs/operations.md lists every metric, every event of the logs and every limit, and none that does not exist; its
+alerts ask for metrics that are there."""
 
 from __future__ import annotations
 
@@ -7,13 +8,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import pytest
 
 from cipherward.coordinator.api import policy
 from cipherward.coordinator.daemon.metrics import Metrics
 from cipherward.coordinator.daemon.readiness import CHECKS
+from cipherward.coordinator.daemon.view import StudyView
+from cipherward.coordinator.rounds.state import Phase, State
 from cipherward.monitoring import LEAST_FREE_BYTES
 from cipherward.site_agent.daemon import health
 from cipherward.site_agent.daemon.metrics import SiteMetrics
@@ -60,19 +63,37 @@ def test_events(title: str, part: str) -> None:
     assert {(f"`{event}`", level) for event, level in events(part)} == {row[:2] for row in rows(title)}
 
 
-def metrics_of(registry: Any) -> set[tuple[str, str]]:
-    return {
-        (f"`{metric.name}{'_total' if metric.type == 'counter' else ''}`", metric.type)
-        for metric in registry.collect()
-        if metric.name.startswith("cipherward")
-    }
+class Known(NamedTuple):
+    """A metric as it is served: its type, its labels, and those of each series that is there before anything was
+    counted."""
+
+    type: str
+    labels: tuple[str, ...]
+    series: list[dict[str, str]]
 
 
-def test_metrics_of_the_coordinator() -> None:
-    assert metrics_of(Metrics().registry) == {row[:2] for row in rows("Metrics of the coordinator")}
+def served(registry: Any) -> dict[str, Known]:
+    """The daemon's own metrics by the name that a query uses."""
+    found = {}
+    for collector in registry._collector_to_names:
+        for metric in collector.collect():
+            if metric.name.startswith("cipherward"):
+                labels = tuple(getattr(collector, "_labelnames", getattr(metric, "_labelnames", ())))
+                name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+                series = [sample.labels for sample in metric.samples if sample.name == name]
+                found[name] = Known(metric.type, labels, series)
+    return found
 
 
-def test_metrics_of_a_site(tmp_path: Path) -> None:
+@pytest.fixture
+def of_the_coordinator() -> dict[str, Known]:
+    metrics, running = Metrics(), State(round=1, phase=Phase.OPEN, since=0.0, model=b"")
+    metrics.moved(None, cast(StudyView, SimpleNamespace(name="trial", state=running)))
+    return served(metrics.registry)
+
+
+@pytest.fixture
+def of_a_site(tmp_path: Path) -> dict[str, Known]:
     metrics = SiteMetrics()
     ledger = SimpleNamespace(head=lambda: SimpleNamespace(digest=b"1"), datasets=list)
     site: Any = SimpleNamespace(
@@ -83,7 +104,91 @@ def test_metrics_of_a_site(tmp_path: Path) -> None:
         policy=SimpleNamespace(datasets={}),
     )
     metrics.ask(site, lambda: True)
-    assert metrics_of(metrics.registry) == {row[:2] for row in rows("Metrics of a site")}
+    return served(metrics.registry)
+
+
+def in_table(metrics: dict[str, Known]) -> set[tuple[str, ...]]:
+    return {(f"`{name}`", known.type, ", ".join(known.labels)) for name, known in metrics.items()}
+
+
+def test_metrics_of_the_coordinator(of_the_coordinator: dict[str, Known]) -> None:
+    assert in_table(of_the_coordinator) == {row[:3] for row in rows("Metrics of the coordinator")}
+
+
+def test_metrics_of_a_site(of_a_site: dict[str, Known]) -> None:
+    assert in_table(of_a_site) == {row[:3] for row in rows("Metrics of a site")}
+
+
+SELECTOR = re.compile(r"(\w*cipherward_\w+)(?:\{([^}]*)\})?")
+FUNCTIONS = {"increase", "sum"}
+
+
+def alerts() -> list[str]:
+    """The expressions of the table of alerts."""
+    head, *table = [
+        line.split(" | ") for line in section("What to alert on").splitlines() if line[:2] == "| "
+    ]
+    assert head[1] == "expression" and all(len(row) == 3 for row in table)
+    found = [re.findall(r"`([^`]+)`", row[1]) for row in table]
+    assert all(found)
+    return [expression for row in found for expression in row]
+
+
+def problems(expression: str, metrics: dict[str, Known]) -> list[str]:
+    """What of an expression the daemons do not serve, or not before the first event that it is to catch."""
+    found = []
+    for name, matchers in SELECTOR.findall(expression):
+        if name not in metrics:
+            found.append(f"no metric {name}")
+            continue
+        known, wanted = metrics[name], dict(re.findall(r'(\w+)\s*=\s*"([^"]*)"', matchers))
+        if matchers and ", ".join(f'{key}="{value}"' for key, value in wanted.items()) != matchers:
+            found.append(f"cannot read {matchers}")
+        found += [f"{name} has no label {label}" for label in wanted if label not in known.labels]
+        is_counted = re.search(rf"increase\({name}\b", expression) is not None
+        if is_counted != (known.type == "counter"):
+            found.append(f"{name} is a {known.type}")
+        if (is_counted or wanted) and not any(wanted.items() <= labels.items() for labels in known.series):
+            found.append(f"no such series of {name}")
+    rest = re.sub(r"\[\d+[smhdw]\]", "", SELECTOR.sub("", expression))
+    return found + [
+        f"unknown {word}" for word in re.findall(r"\b[A-Za-z_]\w*", rest) if word not in FUNCTIONS
+    ]
+
+
+def test_alerts(of_the_coordinator: dict[str, Known], of_a_site: dict[str, Known]) -> None:
+    metrics = of_the_coordinator | of_a_site
+    assert {expression: problems(expression, metrics) for expression in alerts()} == {
+        expression: [] for expression in alerts()
+    }
+    for wrong, problem in (
+        ("increase(cipherward_round_total[1d]) > 0", "no metric cipherward_round_total"),
+        ("site_cipherward_ready == 0", "no metric site_cipherward_ready"),
+        (
+            'increase(cipherward_rounds_total{how="aborted"}[1d]) > 0',
+            "cipherward_rounds_total has no label how",
+        ),
+        (
+            'increase(cipherward_rounds_total{outcome="abort"}[1d]) > 0',
+            "no such series of cipherward_rounds_total",
+        ),
+        ('increase(cipherward_calls_total{rpc="Hello"}[1d]) > 0', "no such series of cipherward_calls_total"),
+        ('cipherward_round_phase{phase="summing"} == 1', "no such series of cipherward_round_phase"),
+        ('cipherward_round{study=~"a"} > 0', "cannot read study"),
+        ("increase(cipherward_ready[1d]) > 0", "cipherward_ready is a gauge"),
+        ("cipherward_site_refusals_total > 0", "cipherward_site_refusals_total is a counter"),
+        ("cipherward_ready == 0 and ready_cipherward", "unknown and"),
+    ):
+        assert any(found.startswith(problem) for found in problems(wrong, metrics)), wrong
+
+
+@pytest.mark.parametrize("name", sorted({found[0] for each in alerts() for found in SELECTOR.findall(each)}))
+def test_an_alert_on_a_metric_that_is_gone_is_noticed(
+    name: str, of_the_coordinator: dict[str, Known], of_a_site: dict[str, Known]
+) -> None:
+    metrics = of_the_coordinator | of_a_site
+    del metrics[name]
+    assert f"no metric {name}" in [found for each in alerts() for found in problems(each, metrics)]
 
 
 def test_limits() -> None:
@@ -107,5 +212,6 @@ def test_limits() -> None:
 
 def test_checks_of_health() -> None:
     text = section("Health")
-    assert all(f"`{name}`" in text for name in (*CHECKS, *health.CHECKS))
+    shown = [row[0].strip("`") for row in rows("Health")]
+    assert shown == ["/metrics", "/healthz", "/readyz", *CHECKS, *health.CHECKS]
     assert f"{LEAST_FREE_BYTES // 2**20} MiB" in text and f"{health.RECONNECT_SECONDS:g} s" in text

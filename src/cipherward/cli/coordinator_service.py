@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from cipherward.errors import printable
+
 Folder = Annotated[
     Path, typer.Option("--dir", help="The coordinator's folder, as `coordinator init` made it.")
 ]
@@ -79,10 +81,11 @@ def status(
         closed = sum(bool(one.contributors) for one in study.history)
         aborted = sum(one.aborted for one in study.history)
         reason = f", {state.reason}" if state.reason else ""
-        typer.echo(
+        line = (
             f"{study.name}: {state.life.value}, round {state.round} ({state.phase.value}), "
             f"{closed} closed, {aborted} aborted{reason}"
         )
+        typer.echo(printable(line))
     if not studies:
         typer.echo("no studies")
 

@@ -2,6 +2,10 @@
 
 from cipherward.cli import audit_view, site_view, study_view
 from cipherward.cli.terminal import console
+from cipherward.coordinator.daemon.folder import database_url
+from cipherward.coordinator.rounds.state import Life, Phase, State
+from cipherward.coordinator.store.database import Store
+from cipherward.coordinator.store.studies import StudyRow
 from cipherward.crypto.audit import StudyAudit
 from cipherward.crypto.pki.member_files import read_anchor
 from cipherward.proto.v1.coordinator_pb2 import RoundStatus, SiteStatus, StudyState, StudyStatus
@@ -60,6 +64,20 @@ def test_an_operators_view(capsys):
     out = capsys.readouterr().out
     assert out.count(SHOWN) == 6
     assert "\x1b" not in out and "\u202e" not in out
+
+
+def test_a_coordinators_status(cli, tmp_path):
+    """The reason that an operator gave for aborting a study."""
+    store = Store(database_url(tmp_path))
+    ended = State(1, Phase.OPEN, 0.0, b"m" * 32, life=Life.ABORTED, reason=f"aborted by olga: {HOSTILE}")
+    with store.transaction() as t:
+        t.studies.create(StudyRow("heart", ended, b"t" * 32, "w"))
+    store.close()
+    status, out, _ = cli.run("coordinator", "status", "--dir", tmp_path)
+    assert (status, out.count("\n")) == (0, 2)
+    assert out.endswith(f"0 closed, 0 aborted, aborted by olga: {SHOWN}\n")
+    _, out, _ = cli.run("coordinator", "status", "--dir", tmp_path, "--json")
+    assert out.isascii() and (out.count("\n"), out.count("\x1b")) == (1, 0)
 
 
 def test_an_audit_of_a_tampered_store(capsys, here):

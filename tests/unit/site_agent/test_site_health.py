@@ -31,7 +31,8 @@ class Parts:
 
     def __init__(self, folder: Path) -> None:
         write_default(folder / "policy.toml")
-        self.clock, self.metrics = ManualClock(), SiteMetrics()
+        self.clock = ManualClock()
+        self.metrics = SiteMetrics(self.clock)
         self.error: Exception | None = None
         self.trainer_runs = True
         self.expired = False
@@ -113,6 +114,32 @@ def test_a_lost_connection_is_forgiven_for_a_while(parts: Parts) -> None:
     assert parts.failed() == ["connection"]
     parts.metrics.observe({"event": "connected", "level": "info"})
     assert parts.failed() == []
+
+
+def test_the_time_without_a_connection_counts_from_its_loss(parts: Parts) -> None:
+    """Whether or not anybody looked while there was one, and however often the agent tries again."""
+    for _ in range(2):
+        parts.clock.advance(3600)
+        parts.metrics.observe({"event": "not connected", "level": "warning"})
+        assert parts.failed() == []
+        for tries in range(2, 5):
+            parts.clock.advance((RECONNECT_SECONDS - 10) / 3)
+            parts.metrics.observe({"event": "not connected", "level": "warning", "tries": tries})
+        assert parts.failed() == []
+        parts.clock.advance(10)
+        assert parts.failed() == ["connection"]
+        parts.metrics.observe({"event": "connected", "level": "info"})
+
+
+def test_an_agent_that_was_never_connected(tmp_path: Path) -> None:
+    new = Parts(tmp_path)
+    new.clock.advance(RECONNECT_SECONDS - health_module.FRESH_SECONDS - 1)
+    new.metrics.observe({"event": "not connected", "level": "warning"})
+    assert new.failed() == []
+    new.clock.advance(1)
+    assert new.failed() == ["connection"]
+    new.metrics.observe({"event": "connected", "level": "info"})
+    assert new.failed() == []
 
 
 def page(port: int, path: str) -> tuple[int, Any]:
