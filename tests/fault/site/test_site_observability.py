@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from cipherward.site_agent.tasks.heart_disease import data
 ROOT = Path(__file__).parents[3]
 PASSPHRASE = "correct horse battery"
 CLI = [sys.executable, "-m", "cipherward.cli.app"]
+PARAMETERS = 23
 SHORT = 8
 """Bytes of a secret that would be found."""
 
@@ -95,6 +97,15 @@ def secrets_of(folder):
             yield content
             if b"-----BEGIN" in content:
                 yield base64.b64decode(b"".join(re.findall(rb"^[A-Za-z0-9+/=]+$", content, re.MULTILINE)))
+
+
+def seen(world, updates):
+    """Adds the sites' updates in clear that are on disk now: they are removed at their round's end. True."""
+    for name in world.names:
+        for path in (world.folder / name).rglob("update.f32"):
+            with suppress(FileNotFoundError):
+                updates.setdefault(name, set()).add(path.read_bytes())
+    return True
 
 
 def decoded(text):
@@ -176,8 +187,12 @@ def test_logs_metrics_and_health_of_a_real_study(make_consortium, suite):
     start_hub(world, ports["hub"])
     world.start_study(world.manifest("heart-1", suite=suite, rounds=2))
     start_site(world, "beta", ports["beta"])
-    world.wait_for(lambda: "study finished" in world.log("alpha"), "the end", 90)
-    world.wait_for(lambda: "study finished" in world.log("beta"), "the end", 90)
+    updates = {}
+    for name in world.names:
+        world.wait_for(
+            lambda n=name: seen(world, updates) and "study finished" in world.log(n), "the end", 90
+        )
+    assert {len(found) for found in updates.values()} == {2}, "each site's update of each round was seen"
     pages = ""
     for name, port in ports.items():
         for path in ("/healthz", "/readyz"):
@@ -214,10 +229,10 @@ def test_logs_metrics_and_health_of_a_real_study(make_consortium, suite):
         world.processes[name].terminate()
     for name in ("alpha", "beta", "hub"):
         assert world.processes[name].wait(15) == 0, world.log(name)
-    _check_logs(world, pages)
+    _check_logs(world, pages, set().union(*updates.values()))
 
 
-def _check_logs(world, pages):
+def _check_logs(world, pages, updates):
     events, documented = Counter(), documented_events()
     for name in ("hub", "alpha", "beta"):
         for line in world.log(name).splitlines():
@@ -232,16 +247,17 @@ def _check_logs(world, pages):
     assert PASSPHRASE not in logged
     assert "MRN-" not in logged
     secrets = [secret for name in ("hub", "alpha", "beta") for secret in secrets_of(world.folder / name)]
+    secrets += updates
     assert sum(map(len, secrets)) > 300
     found = leaks(logged, secrets)
     assert not found, found[:3]
     models = list((world.folder / "alpha/models").rglob("*"))
     assert models
-    for path in models:
-        if path.is_file():
-            for number in np.frombuffer(path.read_bytes()[-4 * 23 :], "<f4"):
-                if number:
-                    assert f"{number:.6g}" not in logged, path
+    vectors = [path.read_bytes()[-4 * PARAMETERS :] for path in models if path.is_file()]
+    for vector in [*vectors, *(update[: 4 * PARAMETERS] for update in updates)]:
+        for number in np.frombuffer(vector, "<f4"):
+            if number:
+                assert f"{number:.6g}" not in logged
 
 
 def cpu_seconds(pid):
