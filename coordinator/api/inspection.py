@@ -106,5 +106,4 @@ class Inspection:
         """Stop the process, and wait for the threads."""
         self._worker.close()
         self.threads.shutdown(cancel_futures=True)
-        self._worker.close()  # one that waited may have started it again
         self.buffers.close()

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from cipherward.coordinator.api.dispatch import Call
 from cipherward.coordinator.api.posting import not_found
 from cipherward.coordinator.api.status import study_status
+from cipherward.coordinator.api.storing import taken_back
 from cipherward.coordinator.blobs.writer import SegmentWriter
 from cipherward.coordinator.daemon.core import Core
 from cipherward.coordinator.daemon.manifests import read_manifest
@@ -110,12 +111,13 @@ class Operators:
     async def _create(self, version: Version, messages: AsyncIterator[StartStudyMessage]) -> None:
         name = f"{version.trust.manifest.study}/weights/{secrets.token_hex(8)}"
         segments: list[Segment] = []
-        try:
+        async with taken_back(self._core.blobs, segments):
             await self._receive_weights(version, messages, segments)
+        await asyncio.shield(self._record(version, name, segments))
+
+    async def _record(self, version: Version, name: str, segments: list[Segment]) -> None:
+        async with taken_back(self._core.blobs, segments):
             await self._core.studies.create(version, name, segments)
-        except BaseException:
-            await asyncio.to_thread(self._core.blobs.delete, [segment.blob for segment in segments])
-            raise
 
     async def _receive_weights(
         self, version: Version, messages: AsyncIterator[StartStudyMessage], segments: list[Segment]

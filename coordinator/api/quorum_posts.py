@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from cipherward.coordinator.api.dispatch import Call
 from cipherward.coordinator.api.posting import Post, Posting, of_this_round, plan_with, require_quorum
+from cipherward.coordinator.api.storing import taken_back
 from cipherward.coordinator.blobs.writer import SegmentWriter
 from cipherward.coordinator.daemon.view import StudyView, answer_set
 from cipherward.coordinator.rounds import machine
@@ -99,15 +100,11 @@ class QuorumPosts(Posting):
                 t.chunks.add(name, part)
             t.studies.put_post(view.name, event.round, ANSWER, call.name, request.record)
 
-        try:
+        async with taken_back(self._core.blobs, parts):
             await self._core.studies.apply(view.name, event, also)
-        except BaseException:
-            used = False
-            raise
-        finally:
-            if not used:
-                with suppress(EnvironmentProblem):  # else it is swept at the next start
-                    await asyncio.to_thread(self._core.blobs.delete, [part.blob for part in parts])
+        if not used:
+            with suppress(EnvironmentProblem):  # else they are swept at the next start
+                await asyncio.to_thread(self._core.blobs.delete, [part.blob for part in parts])
 
     def _write(self, sealed_keys: Sequence[bytes]) -> list[Segment]:
         writer, parts = SegmentWriter(self._core.blobs, 0), []

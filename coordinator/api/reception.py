@@ -132,9 +132,17 @@ class Reception:
                 return
 
             def write() -> list[tuple[Stage, Segment]]:
+                written: list[tuple[Stage, Segment]] = []
                 try:
                     checked = [(stage, run, stage.check(run)) for stage, run in runs]
-                    return [(stage, stage.write(run, leaves)) for stage, run, leaves in checked]
+                    for stage, run, leaves in checked:
+                        written.append((stage, stage.write(run, leaves)))
+                except BaseException:
+                    for one, segment in written:
+                        one.erase(segment)
+                    raise
+                else:
+                    return written
                 finally:
                     for stage, run in runs:
                         stage.drop(run)

@@ -12,6 +12,7 @@ from cipherward.coordinator.api.dispatch import Call
 from cipherward.coordinator.api.limits import exceeded
 from cipherward.coordinator.api.policy import POLICIES, size
 from cipherward.coordinator.api.posting import not_found
+from cipherward.coordinator.api.storing import taken_back
 from cipherward.coordinator.blobs.writer import SegmentWriter
 from cipherward.coordinator.daemon.core import Core
 from cipherward.coordinator.daemon.view import StudyView
@@ -116,7 +117,8 @@ class Relay:
             except BaseException:
                 self._turns.failed(view.name, item.receiver, call.name)
                 raise
-            await self._store(call, view, item, first, name, segments)
+            # Shielded: a caller that hangs up must not come between the body and its row.
+            await asyncio.shield(self._store(call, view, item, first, name, segments))
         return self._reply(view)
 
     @contextmanager
@@ -197,7 +199,7 @@ class Relay:
             if segment is not None:
                 segments.append(segment)
 
-        try:
+        async with taken_back(self._core.blobs, segments):
             async for message in messages:
                 self._core.traffic.up(view.name, view.state.round, message)
                 if message.HasField("item") or message.index != writer.next_index:
@@ -211,9 +213,6 @@ class Relay:
             body = ChunkSet("", tuple(segments))
             if body.count != item.chunk_count or merkle.root(body.leaves()) != item.body_root:
                 raise FormatError("a relayed item's body is not the one that its sender signed for")
-        except BaseException:
-            await asyncio.to_thread(self._core.blobs.delete, [segment.blob for segment in segments])
-            raise
         return segments
 
     async def _store(
@@ -254,11 +253,8 @@ class Relay:
         event: Event = Ticked()
         if item.kind == RelayItem.KIND_SHARED_KEY:
             event = KeyStored(item.receiver, view.current.number)
-        try:
+        async with taken_back(self._core.blobs, segments):
             await self._core.studies.apply(view.name, event, also)
-        except BaseException:
-            await asyncio.to_thread(self._core.blobs.delete, [segment.blob for segment in segments])
-            raise
         self._turns.sent(view.name, item.receiver)
         await asyncio.to_thread(self._core.blobs.delete, replaced)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from cipherward.coordinator.api.inspection import Inspection, named
@@ -17,7 +18,7 @@ from cipherward.coordinator.daemon.view import StudyView, Version
 from cipherward.coordinator.store.chunks import Segment
 from cipherward.crypto.quorum_records import SEALED_SHARE_BYTES
 from cipherward.crypto.suites.base import KeyLifetime
-from cipherward.errors import FormatError, ProtocolError
+from cipherward.errors import EnvironmentProblem, FormatError, ProtocolError
 from cipherward.ids import DIGEST_BYTES
 from cipherward.proto.v1.coordinator_pb2 import UploadMessage
 
@@ -87,6 +88,11 @@ class Stage(ABC):
         """Make durable what was found right; raises EnvironmentProblem."""
         blob = self._blobs.put(run.buffer.content)
         return Segment(run.first, blob, tuple(run.sizes), tuple(leaves))
+
+    def erase(self, segment: Segment) -> None:
+        """What was written is not to be recorded."""
+        with suppress(EnvironmentProblem):  # else it is swept at the next start
+            self._blobs.delete([segment.blob])
 
     def drop(self, run: Run | None) -> None:
         """It is needed no more."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cipherward.coordinator.api.admission import Admission
@@ -13,6 +14,7 @@ from cipherward.coordinator.api.dispatch import Call
 from cipherward.coordinator.api.limits import Incoming
 from cipherward.coordinator.api.reception import Reception
 from cipherward.coordinator.api.staging import ChunkStage, ShareStage, Stage, shares_of
+from cipherward.coordinator.api.storing import taken_back
 from cipherward.coordinator.daemon.core import Core
 from cipherward.coordinator.daemon.view import (
     StudyView,
@@ -24,7 +26,7 @@ from cipherward.coordinator.daemon.view import (
 from cipherward.coordinator.rounds.state import Phase
 from cipherward.coordinator.store.chunks import Segment
 from cipherward.coordinator.store.database import Transaction
-from cipherward.errors import ConflictError, FormatError, LateError, ProtocolError
+from cipherward.errors import ConflictError, EnvironmentProblem, FormatError, LateError, ProtocolError
 from cipherward.proto.v1.coordinator_pb2 import UploadHeader, UploadMessage, UploadState
 
 
@@ -67,16 +69,15 @@ class Uploads:
         self._core.traffic.up(header.study, header.round, first)
         key = (view.name, call.name)
         mine = _Active(asyncio.Event(), asyncio.Event())
-        before, self._active[key] = self._active.get(key), mine
+        while (before := self._active.get(key)) is not None:
+            before.stop.set()
+            await before.ended.wait()
+        self._active[key] = mine
         try:
-            if before is not None:
-                before.stop.set()
-                await before.ended.wait()
             reply = await self._receive(call, view, header, messages, mine.stop)
         finally:
+            del self._active[key]
             mine.ended.set()
-            if self._active.get(key) is mine:
-                del self._active[key]
         self._core.traffic.down(header.study, header.round, reply)
         return reply
 
@@ -127,7 +128,7 @@ class Uploads:
             return (stored.get(update, 0), stored.get(share, 0)), blobs
 
         counts, blobs = await self._core.writer.transaction(begin)
-        if blobs:
+        with suppress(EnvironmentProblem):  # else they are swept at the next start
             await asyncio.to_thread(self._core.blobs.delete, blobs)
         return counts
 
@@ -190,8 +191,5 @@ class Uploads:
                     raise ConflictError(f"{call.name} uploads the same attempt twice at once")
                 t.chunks.add(stage.name, segment)
 
-        try:
+        async with taken_back(self._core.blobs, [segment for _, segment in parts]):
             await self._core.writer.transaction(record)
-        except BaseException:
-            await asyncio.to_thread(self._core.blobs.delete, [segment.blob for _, segment in parts])
-            raise

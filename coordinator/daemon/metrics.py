@@ -122,9 +122,15 @@ class Metrics:
         self._sites.set(sites)
         self._studies.set(studies)
 
-    def machine(self, *, store_wait: float, free: int, days: int, ready: bool) -> None:
-        """Seconds, bytes and days that the machine has or takes."""
-        self._store.set(store_wait)
+    def machine(self, *, free: int, days: int) -> None:
+        """Bytes that the disk has, days that the certificate has."""
         self._disk.set(free)
         self._days.set(days)
+
+    def store_waited(self, seconds: float) -> None:
+        """For the store's thread."""
+        self._store.set(seconds)
+
+    def readiness(self, ready: bool) -> None:
+        """As the last look found it."""
         self._ready.set(ready)

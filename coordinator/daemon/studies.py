@@ -134,7 +134,11 @@ class Studies:
         return view
 
     async def create(self, version: Version, weights: str, segments: Sequence[Segment]) -> StudyView:
-        """A new study with its first manifest and initial weights, all in one transaction."""
+        """A new study with its first manifest and initial weights, all in one transaction. As ``apply``, it is not
+        stopped by a caller that is cancelled."""
+        return await asyncio.shield(self._create(version, weights, segments))
+
+    async def _create(self, version: Version, weights: str, segments: Sequence[Segment]) -> StudyView:
         manifest = version.trust.manifest
 
         def run() -> tuple[StudyView, Afterwards]:
@@ -178,8 +182,18 @@ class Studies:
         """Let ``event`` happen, and ``also`` in the same transaction; returns the view after it.
 
         ``changed`` makes the view that the event meets. Nothing has happened if it raises. Raises
-        ProtocolError for what the state does not allow, EnvironmentProblem, and what ``also`` raises.
+        ProtocolError for what the state does not allow, EnvironmentProblem, and what ``also`` raises. A caller that
+        is cancelled does not stop it: what is committed has its consequences, e.g. the sum that begins.
         """
+        return await asyncio.shield(self._apply(study, event, also, changed))
+
+    async def _apply(
+        self,
+        study: str,
+        event: Event,
+        also: Callable[[Transaction], None] | None,
+        changed: Callable[[StudyView], StudyView] | None,
+    ) -> StudyView:
         after = Afterwards()
 
         def run() -> tuple[StudyView, StudyView]:

@@ -33,6 +33,8 @@ class Upkeep:
         self._core, self._folder, self._readiness = core, folder, readiness
         self._status_file = folder / STATUS_LIST
         self._status_seen = b""
+        self._asked: tuple[asyncio.Task[None], float] | None = None
+        """What the store's thread has not answered yet, and since when."""
 
     def start(self) -> list[asyncio.Task[None]]:
         """Start them all."""
@@ -58,15 +60,23 @@ class Upkeep:
         core = self._core
         running = sum(view.state.running for view in core.studies.views)
         core.metrics.standing(core.presence.connected, running)
-        began = core.clock.monotonic()
-        await core.writer.run(lambda: None)
-        core.metrics.machine(
-            store_wait=core.clock.monotonic() - began,
-            free=await asyncio.to_thread(free_bytes, self._folder),
-            days=core.member.days_left(core.clock.now()),
-            ready=self._readiness.ready,
-        )
-        await core.traffic.flush()
+        core.metrics.store_waited(await self._store_wait())
+        free = await asyncio.to_thread(free_bytes, self._folder)
+        core.metrics.machine(free=free, days=core.member.days_left(core.clock.now()))
+        if self._asked is None:
+            await core.traffic.flush()
+
+    async def _store_wait(self) -> float:
+        """Seconds until the store's thread answers, or so far: one that hangs shows too."""
+        if self._asked is None:
+            answer = asyncio.create_task(self._core.writer.run(lambda: None))
+            self._asked = (answer, self._core.clock.monotonic())
+        answer, began = self._asked
+        await asyncio.wait({answer}, timeout=FIGURES_SECONDS)
+        if answer.done():
+            self._asked = None
+            answer.result()
+        return self._core.clock.monotonic() - began
 
     async def _status_list(self) -> None:
         text = await asyncio.to_thread(read_file, self._status_file)

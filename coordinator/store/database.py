@@ -120,6 +120,8 @@ class Store:
                 return self._settled()
             except OutageError:
                 time.sleep(0.1)
+            except EnvironmentProblem:
+                break  # this process must end: nobody here can say
         return False
 
     def _settled(self) -> bool:

@@ -92,7 +92,7 @@ class IsolatedWorker:
         self._reply_limit = reply_limit
         self._shared = tuple(shared)
         self._process: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
+        self._lock, self._closed = threading.Lock(), False
 
     def __enter__(self) -> Self:
         return self
@@ -118,6 +118,8 @@ class IsolatedWorker:
         """
         with self._lock:
             try:
+                if self._closed:
+                    raise _Broken("it was closed")
                 if self.pid is None:
                     self._discard()
                     if not start:
@@ -139,7 +141,8 @@ class IsolatedWorker:
                 raise
 
     def close(self) -> None:
-        """Kill the process, also in the middle of another thread's request, which then fails."""
+        """Kill the process, also in the middle of another thread's request. That fails, as all do from here on."""
+        self._closed = True
         process = self._process
         if process is not None:
             process.kill()

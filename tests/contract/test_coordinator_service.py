@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -134,6 +135,7 @@ async def page(port: int, path: str) -> tuple[int, str]:
 
 @pytest.mark.slow
 async def test_health_says_whether_it_can_work(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "FIGURES_SECONDS", 0.6)
     port = free_port()
     async with world.running(world.folder, metrics_port=port) as address:
         health = health_pb2_grpc.HealthStub(world.operator(address).channel)
@@ -189,6 +191,13 @@ async def test_health_says_whether_it_can_work(world: Any, monkeypatch: pytest.M
             status, text = await page(port, "/readyz")
             assert status == 503 and "no answer" in text
             assert (await page(port, "/healthz"))[0] == 503
+            assert (await health.Check(request)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            async with asyncio.timeout(15):
+                while "cipherward_store_wait_seconds 0.0" in (shown := (await page(port, "/metrics"))[1]):
+                    await asyncio.sleep(0.2)
+            assert "cipherward_ready 0.0" in shown
+            waited = re.search(r"^cipherward_store_wait_seconds (\S+)$", shown, re.MULTILINE)
+            assert waited and float(waited[1]) > 0.5
             hanging.set()
     with pytest.raises(OSError, match="refused"):
         await page(port, "/healthz")

@@ -47,9 +47,20 @@ def test_keeps_state_until_it_is_lost_and_then_opens_again(make):
     assert worker.request("value", doing="asking") == b"key"
     worker.request("keep", b"other", doing="telling")
     assert worker.request("value", doing="asking") == b"other"
-    worker.close()
+    os.kill(worker.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, worker.pid or 0, os.WEXITED | os.WNOWAIT)
     assert worker.pid is None
     assert worker.request("value", doing="asking") == b"key"
+
+
+def test_closed_it_does_not_start_again(make):
+    worker = make()
+    worker.request("echo", doing="starting")
+    worker.close()
+    assert worker.pid is None
+    with pytest.raises(UnavailableError, match="it was closed"):
+        worker.request("echo", doing="asking")
+    assert worker.pid is None
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,14 @@ from cipherward.coordinator.api import inspection as inspection_module
 from cipherward.coordinator.api.inspection import Inspection
 from cipherward.coordinator.api.reception import Reception
 from cipherward.coordinator.api.staging import ChunkStage, ShareStage, Stage
+from cipherward.coordinator.api.storing import taken_back
 from cipherward.coordinator.blobs.blobs import Blobs
 from cipherward.coordinator.store.chunks import Segment
 from cipherward.crypto.merkle import leaf_hash
+from cipherward.crypto.quorum_records import SEALED_SHARE_BYTES
 from cipherward.crypto.suites.registry import suite
-from cipherward.errors import ProtocolError, UnavailableError
-from cipherward.proto.v1.coordinator_pb2 import UploadMessage
+from cipherward.errors import EnvironmentProblem, LateError, OutageError, ProtocolError, UnavailableError
+from cipherward.proto.v1.coordinator_pb2 import ShareMessage, UploadMessage
 
 SITES, LENGTH = 4, 500_000
 PARAMS = suite("quorum").parameters("q32", None, SITES)
@@ -42,10 +44,12 @@ def inspection() -> Iterator[Inspection]:
 class Upload:
     """One upload of zeros to a store that remembers what it was told."""
 
-    def __init__(self, inspection: Inspection, folder: Path, messages: AsyncIterator[UploadMessage]) -> None:
+    def __init__(
+        self, inspection: Inspection, folder: Path, messages: AsyncIterator[UploadMessage], shares: int = 0
+    ) -> None:
         blobs = Blobs(f"file://{folder}")
         self.chunks = ChunkStage("u", 0, blobs, inspection, VERSION)
-        shares = ShareStage("s", 0, blobs, inspection, 0)
+        self.shares = ShareStage("s", 0, blobs, inspection, shares)
         self.recorded: list[Segment] = []
 
         async def record(parts: Sequence[tuple[Stage, Segment]]) -> None:
@@ -57,7 +61,7 @@ class Upload:
         self.reception = Reception(
             messages,  # type: ignore[arg-type]
             self.chunks,
-            shares,
+            self.shares,
             record,
             asyncio.Event(),
             inspection.threads,
@@ -153,6 +157,41 @@ async def test_buffers_come_back_whenever_a_call_is_cancelled(inspection: Inspec
         async with asyncio.timeout(5):
             while free(inspection) != before:
                 await asyncio.sleep(0.01)
+
+
+async def test_chunks_whose_shares_could_not_be_written_leave_no_blob(
+    inspection: Inspection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def messages() -> AsyncIterator[UploadMessage]:
+        for index in range(len(SIZES)):
+            yield message(index)
+        sealed = bytes(SEALED_SHARE_BYTES)
+        yield UploadMessage(share=ShareMessage(index=0, sealed=sealed))
+
+    def full(*_: Any) -> Segment:
+        raise EnvironmentProblem("the disk is full")
+
+    before, upload = free(inspection), Upload(inspection, tmp_path, messages(), shares=1)
+    monkeypatch.setattr(upload.shares, "write", full)
+    async with upload.reception as reception:
+        with pytest.raises(EnvironmentProblem):
+            await reception.run(2**40, 5.0, lambda: False)
+    assert not upload.recorded and free(inspection) == before
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "left"), [(OutageError("no answer"), 1), (LateError("too late"), 0), (KeyError(), 0)]
+)
+async def test_only_after_an_outage_a_blob_may_still_be_needed(
+    tmp_path: Path, error: Exception, left: int
+) -> None:
+    blobs = Blobs(f"file://{tmp_path}")
+    segment = Segment(0, blobs.put([b"x"]), (1,), (leaf_hash(b"x"),))
+    with pytest.raises(type(error)):
+        async with taken_back(blobs, [segment]):
+            raise error
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == left
 
 
 def test_there_are_buffers_for_every_place() -> None:
