@@ -90,6 +90,7 @@ def test_the_coordinators_files_may_not_grow_for_a_while(make_consortium: Any, m
     now = world.study("heart-1")
     assert (now.round, now.phase, wal.stat().st_size) == (at.round, at.phase, size)
     assert all("round finished" not in world.log(name) for name in NAMES)
+    assert all("UNKNOWN" not in world.log(name) for name in NAMES), "a call failed on its own log line"
     resource.prlimit(hub.pid, resource.RLIMIT_FSIZE, UNLIMITED)
     check_finished(world)
 

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent / "kit"))
 from fault_crashes import Crashes, after_commit, hurry, supervise
 
 from cipherward.coordinator.daemon import service, upkeep
+from cipherward.coordinator.daemon.logs import configure_logs
 from cipherward.coordinator.rounds import quorum
 from cipherward.coordinator.store.chunks import ChunkTable
 from cipherward.coordinator.store.database import Store
@@ -100,4 +101,5 @@ if "CRASH_AT" in os.environ:
 if "HURRY" in os.environ:
     hurry(quorum, GRACE_SECONDS=1.0)
     hurry(upkeep, TICK_SECONDS=0.05)
+configure_logs()
 asyncio.run(main())
