@@ -117,9 +117,9 @@ class IsolatedWorker:
         took longer than the timeout, ran out of memory or broke the protocol. It is killed then.
         """
         with self._lock:
+            if self._closed:
+                raise UnavailableError(f"a worker process failed while {doing}", why="it was closed")
             try:
-                if self._closed:
-                    raise _Broken("it was closed")
                 if self.pid is None:
                     self._discard()
                     if not start:

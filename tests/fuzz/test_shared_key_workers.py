@@ -138,7 +138,10 @@ def test_work_before_the_set_or_the_key_is_an_error_of_ours():
             pytest.raises(CipherwardError, match="before it knew the parameter set"),
         ):
             bare.request(operation, PLACE, doing="asking")
-    with pytest.raises(CipherwardError, match="before it had a key"):
-        worker = worker_for(SITE_WORKER)
-        worker.close()
-        worker.request("encrypt", PLACE, bytes(8), doing="asking")
+    with (
+        IsolatedWorker(
+            SITE_WORKER, memory_bytes=2**28, timeout=20, opening=[("set", P.name.encode())]
+        ) as keyless,
+        pytest.raises(CipherwardError, match="before it had a key"),
+    ):
+        keyless.request("encrypt", PLACE, bytes(8), doing="asking")

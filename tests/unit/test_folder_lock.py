@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from cipherward.clock import SystemClock
+from cipherward.crypto.pki import member_files
 from cipherward.durable import FolderLock
 from cipherward.errors import EnvironmentProblem
 from cipherward.site_agent.daemon.agent import Options, run
@@ -30,6 +31,8 @@ def test_a_second_daemon_is_refused_and_a_dead_one_holds_nothing(tmp_path):
 
 
 def test_a_second_agent_does_not_start(tmp_path):
+    for name in (member_files.REQUEST, member_files.CREDENTIAL):  # a site's folder, at a glance
+        (tmp_path / name).touch()
     lock = FolderLock(tmp_path, "a site agent")
     with pytest.raises(EnvironmentProblem, match="already running"):
         run(Options(tmp_path, "localhost:1"), SystemClock(), make_logger(json_lines=True))
