@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 
 from cipherward.coordinator.api.dispatch import Call
 from cipherward.coordinator.api.posting import Post, Posting, of_this_round, plan_with, require_quorum
@@ -27,7 +26,7 @@ from cipherward.crypto.quorum_records import (
     verify_sum_check,
 )
 from cipherward.crypto.signing import record_digest
-from cipherward.errors import EnvironmentProblem, FormatError, ProtocolError, VerificationError
+from cipherward.errors import FormatError, ProtocolError, VerificationError
 from cipherward.ids import Digest
 from cipherward.proto.v1.coordinator_pb2 import PostAnswerRequest, PostReply, PostRequest
 from cipherward.proto.v1.round_pb2 import Acknowledgement, Answer, SumCheck
@@ -103,8 +102,7 @@ class QuorumPosts(Posting):
         async with taken_back(self._core.blobs, parts):
             await self._core.studies.apply(view.name, event, also)
         if not used:
-            with suppress(EnvironmentProblem):  # else they are swept at the next start
-                await asyncio.to_thread(self._core.blobs.delete, [part.blob for part in parts])
+            await asyncio.to_thread(self._core.blobs.discard, [part.blob for part in parts])
 
     def _write(self, sealed_keys: Sequence[bytes]) -> list[Segment]:
         writer, parts = SegmentWriter(self._core.blobs, 0), []

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from cipherward.coordinator.api.inspection import Inspection, named
@@ -18,7 +17,7 @@ from cipherward.coordinator.daemon.view import StudyView, Version
 from cipherward.coordinator.store.chunks import Segment
 from cipherward.crypto.quorum_records import SEALED_SHARE_BYTES
 from cipherward.crypto.suites.base import KeyLifetime
-from cipherward.errors import EnvironmentProblem, FormatError, ProtocolError
+from cipherward.errors import FormatError, ProtocolError
 from cipherward.ids import DIGEST_BYTES
 from cipherward.proto.v1.coordinator_pb2 import UploadMessage
 
@@ -91,8 +90,7 @@ class Stage(ABC):
 
     def erase(self, segment: Segment) -> None:
         """What was written is not to be recorded."""
-        with suppress(EnvironmentProblem):  # else it is swept at the next start
-            self._blobs.delete([segment.blob])
+        self._blobs.discard([segment.blob])
 
     def drop(self, run: Run | None) -> None:
         """It is needed no more."""

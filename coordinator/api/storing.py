@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from cipherward.coordinator.blobs.blobs import Blobs
 from cipherward.coordinator.store.chunks import Segment
-from cipherward.errors import EnvironmentProblem, OutageError
+from cipherward.errors import OutageError
 
 
 @asynccontextmanager
@@ -24,6 +24,5 @@ async def taken_back(blobs: Blobs, segments: Sequence[Segment]) -> AsyncIterator
     except OutageError:
         raise
     except BaseException:
-        with suppress(EnvironmentProblem):  # else they are swept at the next start
-            await asyncio.to_thread(blobs.delete, [segment.blob for segment in segments])
+        await asyncio.to_thread(blobs.discard, [segment.blob for segment in segments])
         raise

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from cipherward.coordinator.api.admission import Admission
@@ -26,7 +25,7 @@ from cipherward.coordinator.daemon.view import (
 from cipherward.coordinator.rounds.state import Phase
 from cipherward.coordinator.store.chunks import Segment
 from cipherward.coordinator.store.database import Transaction
-from cipherward.errors import ConflictError, EnvironmentProblem, FormatError, LateError, ProtocolError
+from cipherward.errors import ConflictError, FormatError, LateError, ProtocolError
 from cipherward.proto.v1.coordinator_pb2 import UploadHeader, UploadMessage, UploadState
 
 
@@ -128,8 +127,7 @@ class Uploads:
             return (stored.get(update, 0), stored.get(share, 0)), blobs
 
         counts, blobs = await self._core.writer.transaction(begin)
-        with suppress(EnvironmentProblem):  # else they are swept at the next start
-            await asyncio.to_thread(self._core.blobs.delete, blobs)
+        await asyncio.to_thread(self._core.blobs.discard, blobs)
         return counts
 
     def _still_open(self, call: Call, view: StudyView, header: UploadHeader) -> None:

@@ -141,6 +141,11 @@ class Blobs:
                 except FileNotFoundError:
                     continue
 
+    def discard(self, names: Sequence[str]) -> None:
+        """Remove blobs that no row names; those that cannot be removed now are swept at the next start."""
+        with suppress(EnvironmentProblem):
+            self.delete(names)
+
     def claim(self, database: str, used: set[str]) -> None:
         """These are the blobs of the database of that name, which knows ``used``.
 

@@ -266,9 +266,8 @@ def run(
     # A core file would hold the keys of the round in progress, which are to be nowhere but in memory.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     folder = SiteFolder(options.folder)
-    check_complete(
-        options.folder, Role.SITE
-    )  # before anything is made or started in a folder of something else
+    # Before anything is made or started in a folder of something else.
+    check_complete(options.folder, Role.SITE)
     # Two agents on one folder would each answer a round and count its privacy.
     lock = FolderLock(options.folder, "a site agent")
     trainer = Trainer(options.trainer_socket or folder.trainer_socket, spawn=options.trainer_socket is None)
