@@ -60,6 +60,10 @@ def framed(label: Label, *parts: bytes) -> bytes:
     return bytes(out)
 
 
-def digest(label: Label, *parts: bytes) -> Digest:
-    """SHA-256 over ``framed``."""
-    return Digest(hashlib.sha256(framed(label, *parts)).digest())
+def digest(label: Label, *parts: bytes | memoryview) -> Digest:
+    """SHA-256 over ``framed``; a part of bytes, however large, is not copied."""
+    hashed = hashlib.sha256()
+    for part in (label.value.encode(), *parts):
+        hashed.update(len(part).to_bytes(8, "big"))
+        hashed.update(part)
+    return Digest(hashed.digest())

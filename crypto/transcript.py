@@ -19,6 +19,11 @@ def transcript_next(previous: bytes, record: bytes) -> Digest:
     return digest(Label.TRANSCRIPT, previous, record)
 
 
+def vector_bytes(values: NDArray[np.float32]) -> memoryview:
+    """A flat vector as it is stored and hashed, float32 and little-endian: no copy of one that is so in memory."""
+    return np.ascontiguousarray(values, dtype="<f4").data.cast("B")
+
+
 def model_digest(weights: NDArray[np.float32]) -> Digest:
-    """Digest of a model: its flat float32 weights, little-endian."""
-    return digest(Label.MODEL_DIGEST, np.ascontiguousarray(weights, dtype="<f4").tobytes())
+    """Digest of a model: its ``vector_bytes``."""
+    return digest(Label.MODEL_DIGEST, vector_bytes(weights))

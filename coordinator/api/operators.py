@@ -113,7 +113,12 @@ class Operators:
         segments: list[Segment] = []
         async with taken_back(self._core.blobs, segments):
             await self._receive_weights(version, messages, segments)
-        await asyncio.shield(self._record(version, name, segments))
+        recording = asyncio.ensure_future(self._record(version, name, segments))
+        try:
+            await asyncio.shield(recording)
+        finally:
+            # An operator who hangs up keeps the lock until then: another start would write the same study.
+            await asyncio.wait([recording])
 
     async def _record(self, version: Version, name: str, segments: list[Segment]) -> None:
         async with taken_back(self._core.blobs, segments):

@@ -76,14 +76,16 @@ class QuorumDownloads:
     async def update_chunks(
         self, call: Call, request: GetUpdateChunksRequest
     ) -> AsyncGenerator[DataChunk, None]:
-        """Each chunk asked for, once for each contributor in the order of U, with its proof."""
+        """Each chunk asked for, once for each contributor in the order of U, with its proof; without the caller's
+        own where it asks for that."""
         view, _ = self._view(call, request, "request for chunks", Phase.UNSEAL)
         version, commits = view.version(request.round), view.state.commits
-        _check_amount(call.rpc, len(request.indices), len(view.state.contributors))
+        wanted = [site for site in view.state.contributors if not (request.without_own and site == call.name)]
+        _check_amount(call.rpc, len(request.indices), len(wanted))
         _check_indices(request.indices, version.params.chunk_count(version.length))
         # Places and proofs only: the trees of 1,000 updates of 100 M parameters are a gigabyte.
         proven: list[tuple[str, list[tuple[Place, list[Digest]]]]] = []
-        for site in view.state.contributors:
+        for site in wanted:
             name = update_set(view.name, request.round, site, commits[site].attempt)
             one = await self._proven.get(name, self._core.writer)
             proven.append((site, [(one.place(index), one.prove(index)) for index in request.indices]))

@@ -256,7 +256,7 @@ class Relay:
         async with taken_back(self._core.blobs, segments):
             await self._core.studies.apply(view.name, event, also)
         self._turns.sent(view.name, item.receiver)
-        await asyncio.to_thread(self._core.blobs.delete, replaced)
+        await asyncio.to_thread(self._core.blobs.discard, replaced)
 
     async def get(self, call: Call, request: GetRelayRequest) -> AsyncGenerator[RelayMessage, None]:
         """The newest item for the caller, of that kind and sender."""

@@ -60,9 +60,9 @@ class Upkeep:
         core = self._core
         running = sum(view.state.running for view in core.studies.views)
         core.metrics.standing(core.presence.connected, running)
-        core.metrics.store_waited(await self._store_wait())
         free = await asyncio.to_thread(free_bytes, self._folder)
         core.metrics.machine(free=free, days=core.member.days_left(core.clock.now()))
+        core.metrics.store_waited(await self._store_wait())
         if self._asked is None:
             await core.traffic.flush()
 

@@ -619,8 +619,11 @@ class GetUpdateChunksRequest(_message.Message):
     STUDY_FIELD_NUMBER: _builtins.int
     ROUND_FIELD_NUMBER: _builtins.int
     INDICES_FIELD_NUMBER: _builtins.int
+    WITHOUT_OWN_FIELD_NUMBER: _builtins.int
     study: _builtins.str
     round: _builtins.int
+    without_own: _builtins.bool
+    """the caller reads its own update's chunks from its own disk"""
     @_builtins.property
     def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
@@ -629,10 +632,11 @@ class GetUpdateChunksRequest(_message.Message):
         study: _builtins.str = ...,
         round: _builtins.int = ...,
         indices: _abc.Iterable[_builtins.int] | None = ...,
+        without_own: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["indices", b"indices", "round", b"round", "study", b"study"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["indices", b"indices", "round", b"round", "study", b"study", "without_own", b"without_own"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -162,9 +162,14 @@ class CoordinatorClient:
         request = GetRecordRequest(study=study, round=round_number)
         return self._first(self._stub.GetAnswers(request, timeout=STREAM_SECONDS), most)
 
-    def update_chunks(self, study: str, round_number: int, indices: list[int]) -> Iterator[DataChunk]:
-        """For each index in turn, that chunk of every update in U, in order."""
-        request = GetUpdateChunksRequest(study=study, round=round_number, indices=indices)
+    def update_chunks(
+        self, study: str, round_number: int, indices: list[int], *, without_own: bool
+    ) -> Iterator[DataChunk]:
+        """For each index in turn, that chunk of every update in U, in order; of all but this site's own if so
+        asked."""
+        request = GetUpdateChunksRequest(
+            study=study, round=round_number, indices=indices, without_own=without_own
+        )
         yield from self._stream(self._stub.GetUpdateChunks(request, timeout=STREAM_SECONDS))
 
     def post_sum_check(self, study: str, record: Signed) -> None:

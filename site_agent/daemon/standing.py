@@ -37,7 +37,9 @@ class Standing:
         ``current_round`` is the coordinator's; ``ended``: there will be no other. In the shared-key suite, and while
         a round's reports come in, it is the last closed round. Raises UnavailableError without the round records.
         """
-        for entry in reversed(self._study.journal.history()):
+        # Most often the first one looked at: the whole journal would be read again at every round.
+        for number in range(self._study.row().transcript_round, 0, -1):
+            entry = self._study.journal.entry(number)
             if entry.closing_record and not entry.aborted and self._stands(entry, current_round, ended=ended):
                 return entry
         return None

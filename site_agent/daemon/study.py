@@ -6,7 +6,9 @@ works with records that are believed and on disk.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Generic, TypeVar
 
 from sqlalchemy import Connection, update
 
@@ -34,6 +36,28 @@ from cipherward.site_agent.state.studies import StudyRow, Versions
 from cipherward.site_agent.state.tables import studies
 from cipherward.site_agent.training.metrics import METRICS
 
+R = TypeVar("R")
+
+_REMEMBERED = 4
+"""Records of a kind: of this round, and of the one before where that is still asked for."""
+
+
+class _Verified(Generic[R]):
+    """Records of one kind that were verified, by their bytes and what they were held against: every step of a round
+    asks for them, and a plan of 1,000 members takes a tenth of a second."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[bytes | int, ...], R] = {}
+
+    def get(self, key: tuple[bytes | int, ...], verify: Callable[[], R]) -> R:
+        """What ``verify`` returned for ``key``; raises what it raises."""
+        found = self._known.get(key)
+        if found is None:
+            found = verify()
+            # Replaced as a whole: a study has two threads.
+            self._known = dict([*self._known.items(), (key, found)][-_REMEMBERED:])
+        return found
+
 
 class Study:
     """A study that was admitted. Safe to use from several threads."""
@@ -42,6 +66,8 @@ class Study:
         self.site, self.client, self.name = site, client, name
         self.journal = Journal(site.engine, name, site.clock)
         self.log = site.log.bind(study=name)
+        self._openings = _Verified[tuple[RoundRecord, bytes]]()
+        self._plans = _Verified[Plan]()
 
     def row(self) -> StudyRow:
         """Where it stands; raises UsageError if it was never admitted."""
@@ -85,10 +111,17 @@ class Study:
             if known is not None
             else self._fetch(round_number, RecordKind.RECORD_KIND_ROUND, "round record")
         )
-        record = verify_round_record(signed, self.trust(round_number), round_number)
+        trust, content = self.trust(round_number), signed.SerializeToString(deterministic=True)
+        opening = self._openings.get(
+            (content, trust.digest, round_number),
+            lambda: (
+                verify_round_record(signed, trust, round_number),
+                record_digest(Label.ROUND_RECORD, signed),
+            ),
+        )
         if known is None:
-            self.journal.write(round_number, round_record=signed.SerializeToString(deterministic=True))
-        return record, record_digest(Label.ROUND_RECORD, signed)
+            self.journal.write(round_number, round_record=content)
+        return opening
 
     def check_round_record(self, round_number: int, digest: bytes) -> None:
         """Raises VerificationError, and keeps the evidence, if the coordinator now speaks of another
@@ -105,13 +138,21 @@ class Study:
         """
         trust = self.trust(round_number)
         _, opening = self.round_record(round_number)
+
+        def verified(signed: Signed) -> Plan:
+            content = signed.SerializeToString(deterministic=True)
+            return self._plans.get(
+                (content, trust.digest, opening, round_number),
+                lambda: verify_plan(signed, trust, opening, round_number),
+            )
+
         known = self.journal.entry(round_number).plan_record
         if known is not None:
-            plan = verify_plan(Signed.FromString(known), trust, opening, round_number)
+            plan = verified(Signed.FromString(known))
             if not announced or announced == plan.digest:
                 return plan
         signed = self._fetch(round_number, RecordKind.RECORD_KIND_PLAN, "plan record")
-        plan = verify_plan(signed, trust, opening, round_number)
+        plan = verified(signed)
         self.journal.accept_plan(round_number, signed)
         return plan
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy import Connection, Engine, Row, bindparam, insert, select, update
 
 from cipherward.clock import Clock
 from cipherward.crypto.labels import Label, digest
@@ -63,6 +63,10 @@ class Entry:
 
 
 _COLUMNS = [rounds.c[name] for name in Entry.__dataclass_fields__]
+# Made once: it is asked for dozens of times a round, and making a statement costs more than running it.
+_ENTRY = select(*_COLUMNS).where(
+    rounds.c.study == bindparam("study"), rounds.c.round == bindparam("round_number")
+)
 
 
 class Journal:
@@ -73,9 +77,8 @@ class Journal:
 
     def entry(self, round_number: int) -> Entry:
         """What is known of the round; an empty entry if nothing is."""
-        query = select(*_COLUMNS).where(rounds.c.study == self._study, rounds.c.round == round_number)
         with self._engine.begin() as connection:
-            row = connection.execute(query).one_or_none()
+            row = self._row(connection, round_number)
         return Entry(**row._mapping) if row is not None else Entry(round_number)
 
     def history(self) -> list[Entry]:
@@ -94,8 +97,7 @@ class Journal:
 
     def write_in(self, connection: Connection, round_number: int, **values: Any) -> None:
         """As ``write``, in the caller's transaction."""
-        where = (rounds.c.study == self._study, rounds.c.round == round_number)
-        row = connection.execute(select(*_COLUMNS).where(*where)).one_or_none()
+        row = self._row(connection, round_number)
         if row is None:
             connection.execute(insert(rounds).values(study=self._study, round=round_number, **values))
             return
@@ -106,7 +108,11 @@ class Journal:
                     f"the {name.replace('_', ' ')} of round {round_number} of {self._study} is on record",
                     why="another one came afterwards",
                 )
+        where = (rounds.c.study == self._study, rounds.c.round == round_number)
         connection.execute(update(rounds).where(*where).values(**values))
+
+    def _row(self, connection: Connection, round_number: int) -> Row[Any] | None:
+        return connection.execute(_ENTRY, {"study": self._study, "round_number": round_number}).one_or_none()
 
     def put_join(self, round_number: int, join: Signed) -> None:
         """The join to post from now on. ConflictError once there is a plan."""

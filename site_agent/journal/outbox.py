@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cipherward.crypto import merkle
 from cipherward.crypto.labels import Label, digest
+from cipherward.crypto.transcript import vector_bytes
 from cipherward.durable import discard, explained, fsync_directory, write_secret
 from cipherward.errors import EnvironmentProblem
 from cipherward.ids import Digest
@@ -46,7 +47,7 @@ class Outbox:
     def put_update(self, vector: NDArray[np.float32]) -> Digest:
         """Store what will be encrypted; durable on return. Returns its digest."""
         private_folder(self._folder)
-        content = np.ascontiguousarray(vector, dtype="<f4").tobytes()
+        content = vector_bytes(vector)
         # A file that the journal does not name yet was left by a crash: replaced.
         write_secret(self._vector, content, replace=True)
         return digest(Label.FILE_DIGEST, content)
@@ -84,8 +85,8 @@ class Outbox:
         return _read(self._shares(attempt), sizes, first)
 
     def put_sum(self, chunks: Iterable[bytes]) -> list[Digest]:
-        """Store the round's encrypted sum; as ``put_chunks``."""
-        return _put(self._sum, chunks)
+        """Store the round's encrypted sum; as ``put_chunks``, but a power cut may take it: it is fetched again."""
+        return _put(self._sum, chunks, durable=False)
 
     def sum(self, sizes: Sequence[int]) -> Iterator[bytes]:
         """The stored sum; as ``chunks``."""
@@ -98,7 +99,7 @@ class Outbox:
                 shutil.rmtree(self._folder)
 
 
-def _put(path: Path, pieces: Iterable[bytes]) -> list[Digest]:
+def _put(path: Path, pieces: Iterable[bytes], *, durable: bool = True) -> list[Digest]:
     """One file for all pieces, synced once: a file for each would cost a disk write for each."""
     private_folder(path.parent)
     leaves = []
@@ -107,13 +108,15 @@ def _put(path: Path, pieces: Iterable[bytes]) -> list[Digest]:
             for piece in pieces:
                 file.write(piece)
                 leaves.append(merkle.leaf_hash(piece))
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
     except BaseException:
         # On a full disk the half that was written would leave no room for the journal.
         discard(path)
         raise
-    fsync_directory(path.parent)
+    if durable:
+        fsync_directory(path.parent)
     return leaves
 
 

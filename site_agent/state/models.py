@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cipherward.crypto.transcript import model_digest
+from cipherward.crypto.transcript import model_digest, vector_bytes
 from cipherward.durable import discard, explained, read_file, write_file
 from cipherward.errors import EnvironmentProblem
 from cipherward.ids import Digest
@@ -30,8 +30,7 @@ class ModelStore:
         """Store durably; returns the digest. Storing the same model again does nothing."""
         digest = model_digest(weights)
         if not self.path(digest).exists():
-            content = np.ascontiguousarray(weights, dtype="<f4").tobytes()
-            write_file(self.path(digest), content, mode=0o600)
+            write_file(self.path(digest), vector_bytes(weights), mode=0o600)
         return digest
 
     def get(self, digest: bytes) -> NDArray[np.float32]:

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, update
 
 from cipherward.crypto.labels import Label
 from cipherward.crypto.records import StudyTrust
@@ -61,11 +62,25 @@ class Incident:
     message: str
 
 
+# Made once: both are asked for dozens of times a round, and making a statement costs more than running it.
+_ROW = select(*(studies.c[name] for name in StudyRow.__dataclass_fields__)).where(
+    studies.c.study == bindparam("study")
+)
+_VERSIONS = (
+    select(manifests.c.signed).where(manifests.c.study == bindparam("study")).order_by(manifests.c.version)
+)
+
+
 class StudyStore:
-    """Reads and writes ``studies`` and ``manifests``. Thread-safe: every method is one transaction."""
+    """Reads and writes ``studies`` and ``manifests``. Thread-safe: every method is one transaction.
+
+    Nobody else writes ``manifests`` while one is open (the agent holds the folder's lock): they are read once.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._lock = threading.Lock()
+        self._versions: dict[str, Versions] = {}
 
     def names(self) -> list[str]:
         """All studies known, sorted."""
@@ -74,18 +89,20 @@ class StudyStore:
 
     def row(self, study: str) -> StudyRow | None:
         """The study, or None."""
-        query = select(*(studies.c[name] for name in StudyRow.__dataclass_fields__))
         with self._engine.begin() as connection:
-            found = connection.execute(query.where(studies.c.study == study)).one_or_none()
+            found = connection.execute(_ROW, {"study": study}).one_or_none()
         return None if found is None else StudyRow(**found._mapping)
 
     def versions(self, study: str) -> Versions | None:
         """The accepted manifests, or None if there is none."""
-        query = select(manifests.c.signed).where(manifests.c.study == study).order_by(manifests.c.version)
-        with self._engine.begin() as connection:
-            stored = list(connection.execute(query).scalars())
-        trusts = tuple(_trust(Signed.FromString(content)) for content in stored)
-        return Versions(trusts) if trusts else None
+        with self._lock:
+            if study not in self._versions:
+                with self._engine.begin() as connection:
+                    stored = list(connection.execute(_VERSIONS, {"study": study}).scalars())
+                if not stored:
+                    return None
+                self._versions[study] = Versions(tuple(_trust(Signed.FromString(one)) for one in stored))
+            return self._versions[study]
 
     def accept(self, accepted: Sequence[tuple[StudyTrust, Signed]], data_set: str) -> None:
         """Persist the verified versions 1..N of a study that policy allows, in one transaction.
@@ -95,7 +112,8 @@ class StudyStore:
         newest = accepted[-1][0].manifest
         study = newest.study
         values: dict[str, Any] = {"state": RUNNING, "reason": "", "data_set": data_set}
-        with self._engine.begin() as connection:
+        with self._lock, self._engine.begin() as connection:
+            self._versions.pop(study, None)
             for trust, signed in accepted:
                 _accept_version(connection, trust, signed)
             started = (studies.c.study == study, studies.c.model_digest != b"")

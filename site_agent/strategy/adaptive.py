@@ -14,9 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cipherward.proto.v1.study_pb2 import Manifest
-from cipherward.site_agent.strategy.base import finished, mean_update, require_size, site_scale
-
-Vector = NDArray[np.float64]
+from cipherward.site_agent.strategy.base import Vector, require_size, site_scale, stepped, total_weight
 
 
 class Adaptive(ABC):
@@ -45,12 +43,14 @@ class Adaptive(ABC):
         size, constants = manifest.parameter_count, manifest.strategy
         require_size(state, size, 3 * size)
         tau, beta1 = np.float64(constants.tau), np.float64(constants.beta1)
-        whole = state.astype(np.float64)
-        if whole.size == size:  # the initial weights: no round has given them moments
-            whole = np.concatenate([whole, np.zeros(size), np.full(size, tau * tau)])
-        x, m, v = whole.reshape(3, size)
-        delta = mean_update(summed, manifest, contributors)
-        m = beta1 * m + (1.0 - beta1) * delta
-        v = self.second_moment(v, delta * delta, np.float64(constants.beta2))
-        x = x + np.float64(constants.server_learning_rate) * m / (np.sqrt(v) + tau)
-        return finished(x, m, v)
+        rate, total = np.float64(constants.server_learning_rate), total_weight(manifest, contributors)
+
+        def step(summed: Vector, x: Vector, *moments: Vector) -> tuple[Vector, Vector, Vector]:
+            # Without moments it is the initial weights, which no round has given any.
+            m, v = moments or (np.zeros(x.size), np.full(x.size, tau * tau))
+            delta = summed / total
+            m = beta1 * m + (1.0 - beta1) * delta
+            v = self.second_moment(v, delta * delta, np.float64(constants.beta2))
+            return x + rate * m / (np.sqrt(v) + tau), m, v
+
+        return stepped(step, state, summed, manifest)

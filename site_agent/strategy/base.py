@@ -12,7 +12,7 @@ is stored, digested, reported and relayed. Before the first round it is the init
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +20,11 @@ from numpy.typing import NDArray
 
 from cipherward.errors import FormatError, UsageError, VerificationError
 from cipherward.proto.v1.study_pb2 import Manifest
+
+Vector = NDArray[np.float64]
+
+_BLOCK = 2**16
+"""Parameters."""
 
 
 class Strategy(Protocol):
@@ -60,25 +65,9 @@ def site_scale(manifest: Manifest, site: str) -> float:
     return weights[site] / largest
 
 
-def mean_update(
-    summed: NDArray[np.float64], manifest: Manifest, contributors: Sequence[str]
-) -> NDArray[np.float64]:
-    """The contributors' mean update by their weights, (parameters,). FormatError for another shape."""
-    total = math.fsum(site_scale(manifest, site) for site in contributors)
-    return rounded(summed, manifest) / np.float64(total)
-
-
-def rounded(summed: NDArray[np.float64], manifest: Manifest) -> NDArray[np.float64]:
-    """The opened sum rounded to float32, as float64. FormatError for another shape, VerificationError if it is not
-    finite."""
-    if summed.shape != (manifest.parameter_count,):
-        raise FormatError(
-            f"a sum of shape {summed.shape} does not fit a model of {manifest.parameter_count} parameters"
-        )
-    with np.errstate(over="ignore"):
-        exact = summed.astype(np.float32).astype(np.float64)
-    _require_finite(exact)
-    return exact
+def total_weight(manifest: Manifest, contributors: Sequence[str]) -> np.float64:
+    """What the sum of the contributors' updates is divided by for their mean."""
+    return np.float64(math.fsum(site_scale(manifest, site) for site in contributors))
 
 
 def require_size(state: NDArray[np.float32], *sizes: int) -> None:
@@ -90,12 +79,31 @@ def require_size(state: NDArray[np.float32], *sizes: int) -> None:
         )
 
 
-def finished(*vectors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """The state made of these vectors; VerificationError if it is not finite."""
+def stepped(
+    step: Callable[..., Sequence[Vector]], state: NDArray[np.float32], summed: Vector, manifest: Manifest
+) -> NDArray[np.float32]:
+    """The state after an elementwise ``step``, which gets the rounded sum and the state's vectors, float64, and returns
+    the new state's: all for a block of parameters, so that what it allocates stays in the cache, whatever the model's
+    size.
+
+    FormatError for a sum of another shape, VerificationError if it or the state after it is not finite.
+    """
+    size = manifest.parameter_count
+    if summed.shape != (size,):
+        raise FormatError(f"a sum of shape {summed.shape} does not fit a model of {size} parameters")
+    vectors = state.reshape(-1, size)
+    after: list[NDArray[np.float32]] = []
     with np.errstate(over="ignore"):
-        after = np.concatenate([vector.astype(np.float32) for vector in vectors])
-    _require_finite(after)
-    return after
+        for start in range(0, size, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            exact = summed[block].astype(np.float32).astype(np.float64)
+            _require_finite(exact)
+            found = step(exact, *vectors[:, block].astype(np.float64))
+            after = after or [np.empty(size, np.float32) for _ in found]
+            for vector, values in zip(after, found, strict=True):
+                vector[block] = values
+                _require_finite(vector[block])
+    return np.concatenate(after) if len(after) > 1 else after[0]
 
 
 def _require_finite(values: NDArray[np.floating[Any]]) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cipherward.crypto.shared_noise import noise_share
 from cipherward.proto.v1.study_pb2 import Manifest
-from cipherward.site_agent.strategy.base import finished, require_size, rounded
+from cipherward.site_agent.strategy.base import Vector, require_size, stepped
 
 
 class DpFedSgd:
@@ -42,8 +42,12 @@ class DpFedSgd:
         batch = math.fsum(divisors[site] for site in contributors)
         unit = manifest.strategy.noise_range * noise_share(manifest)
         rate = manifest.strategy.server_learning_rate * manifest.dp.learning_rate
-        gradients = np.float64(unit) * rounded(summed, manifest)
-        return finished(state.astype(np.float64) - np.float64(rate) * gradients / np.float64(batch))
+
+        def step(summed: Vector, x: Vector) -> tuple[Vector]:
+            gradients = np.float64(unit) * summed
+            return (x - np.float64(rate) * gradients / np.float64(batch),)
+
+        return stepped(step, state, summed, manifest)
 
 
 STRATEGY = DpFedSgd()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cipherward.site_agent.strategy.adaptive import Adaptive, Vector
+from cipherward.site_agent.strategy.adaptive import Adaptive
+from cipherward.site_agent.strategy.base import Vector
 
 
 class FedAdam(Adaptive):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cipherward.proto.v1.study_pb2 import Manifest
-from cipherward.site_agent.strategy.base import finished, mean_update, require_size, site_scale
+from cipherward.site_agent.strategy.base import Vector, require_size, site_scale, stepped, total_weight
 
 
 class FedAvg:
@@ -31,8 +31,12 @@ class FedAvg:
     ) -> NDArray[np.float32]:
         """See ``base.Strategy``."""
         require_size(state, manifest.parameter_count)
-        mean = mean_update(summed, manifest, contributors)
-        return finished(state.astype(np.float64) + np.float64(manifest.strategy.server_learning_rate) * mean)
+        rate, total = np.float64(manifest.strategy.server_learning_rate), total_weight(manifest, contributors)
+
+        def step(summed: Vector, x: Vector) -> tuple[Vector]:
+            return (x + rate * (summed / total),)
+
+        return stepped(step, state, summed, manifest)
 
 
 STRATEGY = FedAvg()

@@ -63,7 +63,7 @@ def discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_file(path: Path, content: bytes, *, mode: int = 0o644, replace: bool = True) -> None:
+def write_file(path: Path, content: bytes | memoryview, *, mode: int = 0o644, replace: bool = True) -> None:
     """Write by temp file, fsync, rename (or link, if it must not replace), directory fsync.
 
     Raises EnvironmentProblem; ``path`` then has its old content, or does not exist. Only if nothing but the sync
@@ -175,7 +175,7 @@ def interrupted(folder: Path, now: float) -> list[Path]:
     return sorted(found)
 
 
-def write_secret(path: Path, content: bytes, *, replace: bool = False) -> None:
+def write_secret(path: Path, content: bytes | memoryview, *, replace: bool = False) -> None:
     """As ``write_file``, readable by the owner only. By default an existing secret is never overwritten."""
     write_file(path, content, mode=0o600, replace=replace)
 

@@ -23,5 +23,9 @@ class _Lines(io.TextIOBase):
 
 def lasting(stream: TextIO) -> TextIO:
     """Writes to ``stream`` what it can. A full disk under the log, or a reader that is gone, loses lines; an error
-    in their place would end whatever was about to say something, in the middle of its work."""
+    in their place would end whatever was about to say something, in the middle of its work. Letters that its encoding
+    does not have come as escapes."""
+    if isinstance(stream, io.TextIOWrapper):
+        with suppress(OSError, ValueError):
+            stream.reconfigure(errors="backslashreplace")
     return cast(TextIO, _Lines(stream))

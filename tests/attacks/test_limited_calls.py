@@ -17,11 +17,11 @@ def test_a_limit_on_calls_is_waited_out(make_hospitals, monkeypatch, rpc):
     link = type(world.agents["alpha"].study.client)
     honest, refused = getattr(link, rpc), []
 
-    def limited(self, *args):
+    def limited(self, *args, **named):
         if len(refused) < 2:
             refused.append(rpc)
             raise LimitError(f"{rpc} is called too often")
-        return honest(self, *args)
+        return honest(self, *args, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(link, rpc, limited)

@@ -14,8 +14,10 @@ import grpc
 import pytest
 from kit_process import inspectors
 
+from cipherward.coordinator.blobs.blobs import Blobs
 from cipherward.coordinator.daemon import readiness
 from cipherward.coordinator.daemon.studies import Studies
+from cipherward.errors import EnvironmentProblem, LimitError
 from cipherward.proto.v1 import coordinator_pb2 as pb
 from cipherward.proto.v1 import round_pb2
 
@@ -35,14 +37,18 @@ class Held:
 
         monkeypatch.setattr(Studies, "_write", held)
 
-    async def hang_up(self, call: Callable[[], Awaitable[Any]]) -> None:
-        """Call, and hang up while the change is held; then it goes on."""
+    async def hang_up(
+        self, call: Callable[[], Awaitable[Any]], meanwhile: Callable[[], Awaitable[Any]] | None = None
+    ) -> None:
+        """Call, and hang up while the change is held; it goes on after ``meanwhile``."""
         calling = asyncio.ensure_future(call())
         assert await asyncio.to_thread(self._reached.wait, 10)
         calling.cancel()
         with pytest.raises(asyncio.CancelledError):
             await calling
         await asyncio.sleep(0.5)  # until the service has heard of it
+        if meanwhile is not None:
+            await asyncio.wait_for(meanwhile(), 5)
         self._go.set()
 
 
@@ -83,6 +89,54 @@ async def test_an_operator_that_hangs_up_at_the_start(world: Any, monkeypatch: p
         await anna.until(lambda snapshot: snapshot.study == anna.study)
         stream = anna.stub.GetInitialWeights(pb.GetManifestRequest(study=anna.study))
         assert b"".join([chunk.data async for chunk in stream]) == world.weights.astype("<f4").tobytes()
+
+
+async def test_an_operator_that_hangs_up_and_starts_again(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both would write the same study: the first start is not over before it has."""
+    async with world.running(world.folder) as address:
+        signed, trust = world.manifest()
+        first, second = cancellable(world.operator(address)), world.operator(address)
+
+        async def too_early() -> None:
+            async with world.refused(LimitError, "too many StartStudy calls are open"):
+                await second.start(signed, world.weights)
+
+        with monkeypatch.context() as patch:
+            held = Held(patch)
+            await held.hang_up(lambda: first.start(signed, world.weights), too_early)
+        end = time.monotonic() + 10
+        while True:
+            try:
+                await second.start(signed, world.weights)
+                break
+            except grpc.RpcError:  # the first is still on its way out
+                assert time.monotonic() < end
+                await asyncio.sleep(0.05)
+        anna = world.sites(address, trust)[0]
+        await anna.until(lambda snapshot: snapshot.study == anna.study)
+
+
+async def test_a_relayed_item_is_stored_though_blobs_cannot_be_removed(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.running(world.folder) as address:
+        signed, trust = world.manifest()
+        await world.operator(address).start(signed, world.weights)
+        anna, bert, *_ = world.sites(address, trust)
+
+        def failing(*_: Any) -> None:
+            raise EnvironmentProblem("cannot remove a blob")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Blobs, "delete", failing)
+            await anna.put_relay(anna.key_item("bert", b"sealed for bert"))
+        request = pb.GetRelayRequest(
+            study=bert.study, kind=round_pb2.RelayItem.KIND_SHARED_KEY, sender="anna"
+        )
+        messages = [message async for message in bert.stub.GetRelay(request)]
+        assert b"".join(message.data for message in messages) == b"sealed for bert"
 
 
 async def test_a_site_that_hangs_up_at_a_relayed_key(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,8 @@ async def test_a_whole_round(world: Any) -> None:
         for chunk, contribution in zip(chunks, [*close.contributions] * 2, strict=True):
             check_update_chunk(chunk, close, contribution)
         assert [one.data for one in chunks[:4]] == [one.chunks[0] for one in members]
+        others = await cora.update_chunks(1, 0, last, without_own=True)
+        assert others == [one for one in chunks if one.site != "cora"]
         await each([anna.check(1, range(last + 1)), bert.check(1, [0]), cora.check(1, [1, 2], [0])])
         await bert.check(1, range(last))
         signed = await dora.fetch("GetSumChecks", 1)

@@ -69,6 +69,12 @@ def test_a_full_disk_under_the_log_and_a_closed_one():
     log.error("and after it was closed")
 
 
+def test_letters_that_the_terminal_does_not_have(tmp_path):
+    with (tmp_path / "log").open("w", encoding="ascii") as stream:
+        make_logger(json_lines=False, stream=stream).info("study refused", reason="Zürich \N{SNOWMAN}")
+    assert r"study refused  reason=Z\xfcrich \u2603" in (tmp_path / "log").read_text()
+
+
 def test_a_reader_that_is_gone():
     reading, writing = os.pipe()
     with subprocess.Popen(

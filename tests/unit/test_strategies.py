@@ -191,6 +191,37 @@ def test_another_process_with_other_vector_instructions_gets_the_same_bits():
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("size", [2**16 - 1, 2**16, 2**16 + 1, 2 * 2**16 + 5])
+def test_a_model_of_several_blocks_gets_what_each_of_its_parts_gets(name, size):
+    """The step is taken for a block at a time: where one begins makes no difference."""
+    generator, whole = np.random.default_rng(2), manifest(name, size=size)
+    strategy = strategy_of(whole)
+    state = generator.normal(size=size).astype(np.float32)
+    sums = generator.normal(size=(2, size))
+    after = state
+    for summed in sums:
+        after = strategy.server_step(after, summed, whole, NAMES)
+    for start in range(0, size, 777):
+        part = slice(start, min(start + 777, size))
+        small = manifest(name, size=part.stop - part.start)
+        expected = state[part]
+        for summed in sums:
+            expected = strategy.server_step(expected, summed[part], small, NAMES)
+        found = after.reshape(-1, size)[:, part]
+        np.testing.assert_array_equal(found, expected.reshape(found.shape))
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_value_of_any_block_that_is_not_finite_is_refused(name):
+    size = 2**16 + 1
+    study = manifest(name, size=size)
+    summed = np.zeros(size)
+    summed[-1] = math.nan
+    with pytest.raises(VerificationError, match="not finite"):
+        strategy_of(study).server_step(np.zeros(size, np.float32), summed, study, NAMES)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
 def test_what_cannot_be_a_step_is_refused(name):
     study = manifest(name)
     strategy, state = strategy_of(study), np.zeros(SIZE, np.float32)

@@ -25,6 +25,7 @@ from cipherward.site_agent.client.coordinator import CoordinatorClient
 from cipherward.site_agent.daemon.quorum.checking import Checking
 from cipherward.site_agent.daemon.study import Study
 from cipherward.site_agent.daemon.sums import StoredSum
+from cipherward.site_agent.journal.outbox import Outbox
 
 COLLUDERS = 1
 
@@ -34,9 +35,11 @@ class _Counting(CoordinatorClient):
 
     received = 0
 
-    def update_chunks(self, study: str, round_number: int, indices: list[int]) -> Iterator[DataChunk]:
+    def update_chunks(
+        self, study: str, round_number: int, indices: list[int], *, without_own: bool
+    ) -> Iterator[DataChunk]:
         """As the agent's; counted."""
-        for chunk in super().update_chunks(study, round_number, indices):
+        for chunk in super().update_chunks(study, round_number, indices, without_own=without_own):
             self.received += chunk.ByteSize()
             yield chunk
 
@@ -44,8 +47,11 @@ class _Counting(CoordinatorClient):
 class SiteChecking:
     """One made-up site with the agent's real ``Checking``."""
 
-    def __init__(self, site: LoadSite, address: str, books: Books, plan: Plan, close: Signed) -> None:
-        self._site, self._books, self._address = site, books, address
+    def __init__(
+        self, site: LoadSite, address: str, books: Books, plan: Plan, close: Signed, outbox: Outbox
+    ) -> None:
+        """``outbox`` has what the site uploaded, as its first attempt."""
+        self._site, self._books, self._address, self._outbox = site, books, address, outbox
         transcript = transcript_start(books.name, books.trust.digest)
         self._closed = cast(Closed, verify_ending(close, books.trust, ROUND, transcript, lambda: plan))
 
@@ -70,6 +76,8 @@ class SiteChecking:
             client=client,
             site=SimpleNamespace(name=self._site.name, sign=self._site.sign),
             trust=lambda _round: self._books.trust,
+            layout=lambda _trust: SimpleNamespace(length=self._books.length),
+            outbox=lambda _round: self._outbox,
         )
         return Checking(cast(Study, study))
 
@@ -93,7 +101,13 @@ def checking(world: World, clients: Clients, parameters: int, report: Report) ->
         for part in clients.each(
             "check",
             [
-                {"study": "checking", "address": world.address, "path": path, "count": count}
+                {
+                    "study": "checking",
+                    "address": world.address,
+                    "path": path,
+                    "count": count,
+                    "updates": material.wire(),
+                }
                 for path, count in zip(paths, counts, strict=True)
             ],
         )

@@ -38,6 +38,7 @@ from cipherward.evaluation.bench.coordinator.updates import (
 )
 from cipherward.ids import Role
 from cipherward.proto.v1 import coordinator_pb2 as pb
+from cipherward.site_agent.journal.outbox import Outbox
 
 _PR_SET_PDEATHSIG = 1
 _CONNECTING = 25
@@ -138,14 +139,24 @@ class Client:
         _, record = await steps.closed(plan)
         return write_update(Path(path), await steps.sum(record)).chunk_count
 
-    async def check(self, study: str, address: str, path: str, count: int) -> list[tuple[float, int]]:
-        """Each site in turn checks its part of the sum; processor seconds and bytes down of each."""
-        books, chunks = self._study(study), stored_chunks(path, count)
+    async def check(
+        self, study: str, address: str, path: str, count: int, updates: list[dict[str, Any]]
+    ) -> list[tuple[float, int]]:
+        """Each site in turn checks its part of the sum; processor seconds and bytes down of each. ``updates``: as in
+        ``upload``."""
+        books, chunks, sent = (
+            self._study(study),
+            stored_chunks(path, count),
+            [read_update(raw) for raw in updates],
+        )
         found = []
         for steps in self._steps.values():
             plan, close = await steps.reach_plan(pb.PHASE_UNSEAL), await steps.closing()
-            one = SiteChecking(steps.site, address, books, plan, close)
+            outbox = Outbox(Path(f"{path}-outbox"))
+            outbox.put_chunks(1, sent[steps.site.number % len(sent)].chunks())
+            one = SiteChecking(steps.site, address, books, plan, close, outbox)
             found.append(await asyncio.to_thread(one.run, chunks))
+            outbox.discard()
         return found
 
     # A server that drops everything

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -77,7 +78,7 @@ class QuorumRound:
         close, record = await self._steps.closed(plan)
         late_answer = await _late(self._answer(plan, close, record))
         chunks = await self._steps.sum(record)
-        await self._check_own_part(plan, close, record, chunks)
+        await self._check_own_part(plan, close, record, chunks, list(update.chunks()))
         await self._steps.reach(pb.PHASE_RELEASE)
         await self._wait_until_covered(plan, close, record)
         opened = await self._open(plan, close, record, chunks)
@@ -142,9 +143,10 @@ class QuorumRound:
         await self._site.call("PostAnswer", await self._aside(seal))
 
     async def _check_own_part(
-        self, plan: Plan, close: bytes, record: CloseRecord, chunks: list[bytes]
+        self, plan: Plan, close: bytes, record: CloseRecord, chunks: list[bytes], own: list[bytes]
     ) -> None:
-        """Add up the chunks of the sum that this site is the first to check."""
+        """Add up the chunks of the sum that this site is the first to check, with its ``own`` update's."""
+        others = [item for item in record.contributions if item.site != self._site.name]
         members, colluders = plan.members, self._books.trust.manifest.colluders
         orders = self._books.once(
             b"order" + close, lambda: [checkers(close, members, index) for index in range(len(chunks))]
@@ -152,11 +154,15 @@ class QuorumRound:
         mine = [index for index, order in enumerate(orders) if self._site.name in order[: colluders + 1]]
         with suite(self._params.suite).chunk_adder(self._params) as adder:
             for index in mine:
-                request = pb.GetUpdateChunksRequest(study=self._books.name, round=ROUND, indices=[index])
+                request = pb.GetUpdateChunksRequest(
+                    study=self._books.name, round=ROUND, indices=[index], without_own=True
+                )
                 found = await self._site.fetch("GetUpdateChunks", request)
-                for message, contribution in zip(found, record.contributions, strict=True):
+                for message, contribution in zip(found, others, strict=True):
                     check_update_chunk(message, record, contribution)
-                added = adder.add((message.data for message in found), index, self._books.length)
+                added = adder.add(
+                    chain([own[index]], (message.data for message in found)), index, self._books.length
+                )
                 if leaf_hash(added) != leaf_hash(chunks[index]):
                     raise VerificationError(f"chunk {index} of the sum is not the sum of the updates")
         check = SumCheck(

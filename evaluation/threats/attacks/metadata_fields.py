@@ -75,11 +75,11 @@ WIRE = (
     ),
     Group(
         "How a hospital fares",
-        "How often it began an upload anew; whose shares it could open; which pieces of the sum it found right; how "
-        "many events its privacy ledger has over all its studies, and a hash of it. The number of events tells of "
-        "other studies that the hospital takes part in, not what they cost.",
+        "How often it began an upload anew; whose shares it could open; which pieces of the sum it found right; "
+        "whether it still has its own upload; how many events its privacy ledger has over all its studies, and a hash "
+        "of it. The number of events tells of other studies that the hospital takes part in, not what they cost.",
         "Commit.attempt UploadHeader.attempt Attempt.attempt Acknowledgement.opened Acknowledgement.unopenable "
-        "SumCheck.right SumCheck.wrong Commit.ledger_sequence Commit.ledger_head",
+        "SumCheck.right SumCheck.wrong GetUpdateChunksRequest.without_own Commit.ledger_sequence Commit.ledger_head",
     ),
     Group(
         "The agent's software and clock",

@@ -23,6 +23,7 @@ from cipherward.crypto.signing import signer_name
 from cipherward.crypto.suites.registry import suite
 from cipherward.errors import FormatError, LimitError, UnavailableError, VerificationError
 from cipherward.proto.v1.round_pb2 import SumCheck
+from cipherward.site_agent.daemon.quorum.own_update import OwnUpdate, own_update
 from cipherward.site_agent.daemon.study import Study
 from cipherward.site_agent.daemon.sums import StoredSum
 
@@ -34,8 +35,8 @@ TURNS = 4.0
 """A site that has not signed after this many times as long as this one took is taken to be absent, and the next
 in the chunk's order steps in."""
 WAIT_SECONDS = 3.0
-FIRST_POLL_SECONDS, POLL_SECONDS = 0.02, 0.25
-"""Between two looks at what the others signed, doubled each time: with few members they are ready soon."""
+FIRST_POLL_SECONDS, POLL_SECONDS, POLL_GROWTH = 0.02, 0.25, 1.4
+"""Between two looks at what the others signed, longer each time: with few members they are ready soon."""
 
 
 @contextmanager
@@ -108,7 +109,7 @@ class Checking:
             else:
                 # With many members one look at all checks takes seconds of the coordinator's time as well.
                 time.sleep(max(pause, time.monotonic() - asked))
-                pause = min(2 * pause, POLL_SECONDS)
+                pause = min(POLL_GROWTH * pause, POLL_SECONDS)
 
     def _disputed(self, round_number: int, state: Coverage) -> list[int]:
         """Chunks called wrong that this site must add up itself. With c + 1 who call it right, and no more than c
@@ -131,20 +132,27 @@ class Checking:
         trust = self._study.trust(round_number)
         if not left:
             return
+        own = own_update(self._study, round_number, closed)
         with suite(trust.manifest.suite.name).chunk_adder(trust.params) as adder:
             size = max(1, min(BATCH, MOST_IN_A_CALL // len(closed.cohort)))
             for start in range(0, len(left), size):
                 batch = left[start : start + size]
-                chunks = self._update_chunks(round_number, closed, batch)
+                chunks = self._update_chunks(round_number, closed, batch, own)
                 for index in batch:
                     added = adder.add(islice(chunks, len(closed.cohort)), index, total.length)
                     self._found[index] = merkle.leaf_hash(added) == total.leaves[index]
 
-    def _update_chunks(self, round_number: int, closed: Closed, batch: list[int]) -> Iterator[bytes]:
+    def _update_chunks(
+        self, round_number: int, closed: Closed, batch: list[int], own: OwnUpdate | None
+    ) -> Iterator[bytes]:
         """Each chunk of the batch from every update in U, as its site committed it."""
-        stream = self._study.client.update_chunks(self._study.name, round_number, batch)
+        study = self._study
+        stream = study.client.update_chunks(study.name, round_number, batch, without_own=own is not None)
         for index in batch:
             for contribution in closed.record.contributions:
+                if own is not None and contribution.site == study.site.name:
+                    yield own.chunk(index)
+                    continue
                 chunk = next(stream, None)
                 if chunk is None or chunk.index != index:
                     raise FormatError("the coordinator sends other chunks of the updates than were asked for")

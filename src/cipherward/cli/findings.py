@@ -7,6 +7,7 @@ import json as json_module
 import typer
 
 from cipherward.checking import Findings
+from cipherward.errors import printable
 
 
 def show(found: Findings, *, json: bool) -> None:
@@ -15,9 +16,9 @@ def show(found: Findings, *, json: bool) -> None:
         typer.echo(json_module.dumps({"problems": found.problems, "notes": found.notes}, indent=1))
     else:
         for line in found.problems:
-            typer.echo(line)
+            typer.echo(printable(line))
         for line in found.notes:
-            typer.echo(f"note: {line}")
+            typer.echo(f"note: {printable(line)}")
         if not found.problems:
             typer.echo("no problems found")
     if found.problems:

@@ -143,9 +143,11 @@ class Link(base.PlayedCoordinator):
             )
         return self._show("answer", found)[:most]
 
-    def update_chunks(self, study, number, indices):
+    def update_chunks(self, study, number, indices, *, without_own):
         for index in indices:
             for name in self.hub.cohort:
+                if without_own and name == self.name:
+                    continue
                 _, chunks, _ = self.hub.links[name].committed(number)
                 yield cp.DataChunk(index=index, data=chunks[index], inclusion=prove(chunks, index), site=name)
 

@@ -143,8 +143,12 @@ class Member:
         stream = getattr(self.stub, rpc)(pb.GetRecordRequest(study="trial", round=number))
         return [one async for one in stream]
 
-    async def update_chunks(self, number: int, *indices: int) -> list[pb.DataChunk]:
-        request = pb.GetUpdateChunksRequest(study="trial", round=number, indices=indices)
+    async def update_chunks(
+        self, number: int, *indices: int, without_own: bool = False
+    ) -> list[pb.DataChunk]:
+        request = pb.GetUpdateChunksRequest(
+            study="trial", round=number, indices=indices, without_own=without_own
+        )
         return [one async for one in self.stub.GetUpdateChunks(request)]
 
 

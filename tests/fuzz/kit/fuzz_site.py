@@ -85,7 +85,7 @@ class Says:
     def answers(self, study, number, most):
         return self._rest(cp.AnswerMessage, most)
 
-    def update_chunks(self, study, number, indices):
+    def update_chunks(self, study, number, indices, *, without_own):
         return self._rest(cp.DataChunk)
 
     def sum_checks(self, study, number, most):
@@ -195,7 +195,7 @@ def _chunks(w):
     def do():
         Checking(w.study)._check(1, w.closed, w.stored, range(len(w.total)))
 
-    return do, list(w.link.update_chunks(w.kit.STUDY, 1, range(len(w.total))))
+    return do, list(w.link.update_chunks(w.kit.STUDY, 1, range(len(w.total)), without_own=True))
 
 
 @_says("reads sum checks", Envelope(Label.SUM_CHECK, rp.SumCheck), ["label SUM_CHECK", "reply Signed"])
@@ -376,7 +376,7 @@ def _calls(client: CoordinatorClient):
         lambda: client.post_acknowledgement("a", post),
         lambda: client.post_answer(cp.PostAnswerRequest(study="a")),
         lambda: each(client.answers("a", 1, 20)),
-        lambda: each(client.update_chunks("a", 1, [0])),
+        lambda: each(client.update_chunks("a", 1, [0], without_own=False)),
         lambda: client.post_sum_check("a", post),
         lambda: each(client.sum_checks("a", 1, 20)),
         lambda: each(client.sum_chunks("a", 1, 0)),
