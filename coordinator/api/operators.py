@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from cipherward.coordinator.api.dispatch import Call
 from cipherward.coordinator.api.posting import not_found
 from cipherward.coordinator.api.status import study_status
-from cipherward.coordinator.api.storing import taken_back
+from cipherward.coordinator.api.storing import taken_back, to_its_end
 from cipherward.coordinator.blobs.writer import SegmentWriter
 from cipherward.coordinator.daemon.core import Core
 from cipherward.coordinator.daemon.manifests import read_manifest
@@ -106,19 +106,14 @@ class Operators:
                 why=f"round {view.state.round} has begun",
                 fix="Sign a version that begins with a later round",
             )
-        await self._core.studies.add_version(view.name, version, VersionAdded())
+        await to_its_end(self._core.studies.add_version(view.name, version, VersionAdded()))
 
     async def _create(self, version: Version, messages: AsyncIterator[StartStudyMessage]) -> None:
         name = f"{version.trust.manifest.study}/weights/{secrets.token_hex(8)}"
         segments: list[Segment] = []
         async with taken_back(self._core.blobs, segments):
             await self._receive_weights(version, messages, segments)
-        recording = asyncio.ensure_future(self._record(version, name, segments))
-        try:
-            await asyncio.shield(recording)
-        finally:
-            # An operator who hangs up keeps the lock until then: another start would write the same study.
-            await asyncio.wait([recording])
+        await to_its_end(self._record(version, name, segments))
 
     async def _record(self, version: Version, name: str, segments: list[Segment]) -> None:
         async with taken_back(self._core.blobs, segments):

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 
 from cipherward.coordinator.blobs.blobs import Blobs
 from cipherward.coordinator.store.chunks import Segment
 from cipherward.errors import OutageError
+
+
+async def to_its_end(work: Coroutine[object, object, object]) -> None:
+    """Have ``work`` done whole though the caller hangs up, who is let go only then: what it holds keeps others out."""
+    doing = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(doing)
+    finally:
+        await asyncio.wait([doing])
 
 
 @asynccontextmanager

@@ -74,7 +74,7 @@ _VERSIONS = (
 class StudyStore:
     """Reads and writes ``studies`` and ``manifests``. Thread-safe: every method is one transaction.
 
-    Nobody else writes ``manifests`` while one is open (the agent holds the folder's lock): they are read once.
+    Only the agent's own store writes ``manifests``; those of other commands live for one look. So they are read once.
     """
 
     def __init__(self, engine: Engine) -> None:

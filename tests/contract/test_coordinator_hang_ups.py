@@ -91,12 +91,16 @@ async def test_an_operator_that_hangs_up_at_the_start(world: Any, monkeypatch: p
         assert b"".join([chunk.data async for chunk in stream]) == world.weights.astype("<f4").tobytes()
 
 
+@pytest.mark.parametrize("version", [1, 2])
 async def test_an_operator_that_hangs_up_and_starts_again(
-    world: Any, monkeypatch: pytest.MonkeyPatch
+    world: Any, monkeypatch: pytest.MonkeyPatch, version: int
 ) -> None:
-    """Both would write the same study: the first start is not over before it has."""
+    """Both would write the same version: the first start is not over before it has."""
     async with world.running(world.folder) as address:
         signed, trust = world.manifest()
+        if version == 2:
+            await world.operator(address).start(signed, world.weights)
+            signed, trust = world.manifest(version=2, first_round=2, previous_digest=trust.digest)
         first, second = cancellable(world.operator(address)), world.operator(address)
 
         async def too_early() -> None:
@@ -115,7 +119,8 @@ async def test_an_operator_that_hangs_up_and_starts_again(
                 assert time.monotonic() < end
                 await asyncio.sleep(0.05)
         anna = world.sites(address, trust)[0]
-        await anna.until(lambda snapshot: snapshot.study == anna.study)
+        await anna.until(lambda snapshot: snapshot.manifest_version == 1)
+        assert await anna.stub.GetManifest(pb.GetManifestRequest(study=anna.study)) == signed
 
 
 async def test_a_relayed_item_is_stored_though_blobs_cannot_be_removed(

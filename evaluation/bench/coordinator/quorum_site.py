@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cipherward.crypto.labels import Label, digest, framed
-from cipherward.crypto.merkle import leaf_hash
+from cipherward.crypto.merkle import leaf_hash, root
 from cipherward.crypto.quorum.sealed import Answering, Dealing
 from cipherward.crypto.quorum_records import (
     check_answer_key,
@@ -78,7 +78,7 @@ class QuorumRound:
         close, record = await self._steps.closed(plan)
         late_answer = await _late(self._answer(plan, close, record))
         chunks = await self._steps.sum(record)
-        await self._check_own_part(plan, close, record, chunks, list(update.chunks()))
+        await self._check_own_part(plan, close, record, chunks, update)
         await self._steps.reach(pb.PHASE_RELEASE)
         await self._wait_until_covered(plan, close, record)
         opened = await self._open(plan, close, record, chunks)
@@ -143,15 +143,22 @@ class QuorumRound:
         await self._site.call("PostAnswer", await self._aside(seal))
 
     async def _check_own_part(
-        self, plan: Plan, close: bytes, record: CloseRecord, chunks: list[bytes], own: list[bytes]
+        self, plan: Plan, close: bytes, record: CloseRecord, chunks: list[bytes], update: Update
     ) -> None:
-        """Add up the chunks of the sum that this site is the first to check, with its ``own`` update's."""
+        """Add up the chunks of the sum that this site is the first to check, with those of its own ``update``."""
         others = [item for item in record.contributions if item.site != self._site.name]
         members, colluders = plan.members, self._books.trust.manifest.colluders
         orders = self._books.once(
             b"order" + close, lambda: [checkers(close, members, index) for index in range(len(chunks))]
         )
         mine = [index for index, order in enumerate(orders) if self._site.name in order[: colluders + 1]]
+        own, leaves = {}, []
+        for index, chunk in enumerate(update.chunks()):
+            leaves.append(leaf_hash(chunk))
+            if index in mine:
+                own[index] = chunk
+        if root(leaves) != update.ciphertext_root:
+            raise VerificationError("the update on disk is not the one that was committed")
         with suite(self._params.suite).chunk_adder(self._params) as adder:
             for index in mine:
                 request = pb.GetUpdateChunksRequest(
